@@ -1,0 +1,16 @@
+//! `RuntimeSpec`: what to run, where, with which policies. One type for both consumers; they differ in policy fields only.
+
+mod hash;
+mod policy;
+mod read;
+mod types;
+mod validate;
+
+pub use hash::{difference, hash};
+pub use policy::{OutputCollection, OutputCollectionMode, Policies, RestartPolicy, RetentionPolicy};
+pub use read::SpecError;
+pub use types::{
+    Bootstrap, Identity, Incus, InstanceType, Mount, MountKind, MountMode, OutputLimits, Paths, Resources, RuntimeSpec,
+    Watchdogs,
+};
+pub use validate::FieldError;

@@ -1,0 +1,295 @@
+//! What a spec must hold before anything is touched.
+
+use std::collections::BTreeSet;
+use std::fmt;
+use std::path::{Component, Path};
+
+use super::policy::{RestartPolicy, RetentionPolicy};
+use super::types::{InstanceType, Mount, MountKind, MountMode, Paths, RuntimeSpec, Watchdogs};
+
+/// A field that cannot be used.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FieldError {
+    /// Its path in the spec, such as `mounts[1].guest_path`.
+    pub path: String,
+    /// What is wrong, and what would be right.
+    pub problem: String,
+}
+
+impl FieldError {
+    pub(super) fn new(path: impl Into<String>, problem: impl Into<String>) -> Self {
+        Self { path: path.into(), problem: problem.into() }
+    }
+}
+
+impl fmt::Display for FieldError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.path, self.problem)
+    }
+}
+
+/// Guest folders that a mount would not survive in, or would break: tmpfs and the kernel's own.
+const RESERVED_GUEST_FOLDERS: [&str; 4] = ["/run", "/proc", "/sys", "/dev"];
+
+/// The longest deadline, ten years: far beyond use, and far below what arithmetic on times could overflow on.
+const MAX_SECS: u64 = 10 * 366 * 86_400;
+
+/// Collects what is wrong.
+#[derive(Default)]
+struct Problems(Vec<FieldError>);
+
+impl Problems {
+    fn add(&mut self, path: impl Into<String>, problem: impl Into<String>) {
+        self.0.push(FieldError::new(path, problem));
+    }
+
+    fn check(&mut self, holds: bool, path: &str, problem: &str) {
+        if !holds {
+            self.add(path, problem);
+        }
+    }
+
+    fn range(&mut self, path: &str, value: u64, min: u64, max: u64) {
+        if !(min..=max).contains(&value) {
+            self.add(path, format!("is {value}, must be {min} to {max}"));
+        }
+    }
+
+    fn not_implemented(&mut self, unused: bool, path: &str, instead: &str) {
+        if !unused {
+            self.add(path, format!("is not implemented yet: {instead}"));
+        }
+    }
+}
+
+/// Everything that is wrong with a spec.
+pub(super) fn validate(spec: &RuntimeSpec) -> Vec<FieldError> {
+    let mut problems = Problems::default();
+    identity(spec, &mut problems);
+    incus(spec, &mut problems);
+    resources(spec, &mut problems);
+    mounts(&spec.mounts, &mut problems);
+    paths(&spec.paths, &mut problems);
+    policies(spec, &mut problems);
+    workload(spec, &mut problems);
+    watchdogs(&spec.watchdogs, &mut problems);
+    limits(spec, &mut problems);
+    labels(spec, &mut problems);
+    problems.0
+}
+
+fn identity(spec: &RuntimeSpec, problems: &mut Problems) {
+    let id = &spec.identity.runtime_id;
+    let id_fits = (1..=64).contains(&id.len())
+        && id.starts_with(|c: char| c.is_ascii_alphanumeric())
+        && id.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b));
+    problems.check(id_fits, "identity.runtime_id", "must be 1 to 64 of A-Z a-z 0-9 . _ -, first a letter or a digit");
+    let name = &spec.identity.instance_name;
+    let name_fits = (1..=63).contains(&name.len())
+        && name.starts_with(|c: char| c.is_ascii_alphabetic())
+        && !name.ends_with('-')
+        && name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-');
+    problems.check(
+        name_fits,
+        "identity.instance_name",
+        "must be 1 to 63 of A-Z a-z 0-9 -, first a letter, last no hyphen (Incus's rule)",
+    );
+}
+
+fn incus(spec: &RuntimeSpec, problems: &mut Problems) {
+    let incus = &spec.incus;
+    let mut name = |path: &str, value: &str| {
+        let fits = (1..=256).contains(&value.len()) && !value.chars().any(char::is_control);
+        problems.check(fits, path, "must name one (1 to 256 bytes, no control characters)");
+    };
+    name("incus.project", &incus.project);
+    name("incus.profile", &incus.profile);
+    name("incus.image_alias", &incus.image_alias);
+    for (index, profile) in incus.extra_profiles.iter().enumerate() {
+        name(&format!("incus.extra_profiles[{index}]"), profile);
+    }
+    problems.not_implemented(
+        incus.instance_type == InstanceType::Container,
+        "incus.instance_type",
+        "`virtual_machine` (the default); set it to \"container\"",
+    );
+    problems.not_implemented(incus.target.is_none(), "incus.target", "remove it");
+}
+
+fn resources(spec: &RuntimeSpec, problems: &mut Problems) {
+    let resources = &spec.resources;
+    if let Some(count) = resources.vcpu_count {
+        problems.range("resources.vcpu_count", u64::from(count), 1, 1024);
+    }
+    if let Some(mib) = resources.memory_mib {
+        problems.range("resources.memory_mib", mib, 16, 1 << 24);
+    }
+    if let Some(gib) = resources.root_disk_gib {
+        problems.range("resources.root_disk_gib", gib, 1, 1 << 20);
+    }
+}
+
+fn mounts(mounts: &[Mount], problems: &mut Problems) {
+    let mut taken: BTreeSet<&Path> = BTreeSet::new();
+    for (index, mount) in mounts.iter().enumerate() {
+        let at = |field: &str| format!("mounts[{index}].{field}");
+        problems.not_implemented(
+            mount.kind == MountKind::ReadOnlySnapshot,
+            &at("kind"),
+            "only `read_only_snapshot` is",
+        );
+        problems.check(mount.mode == MountMode::ReadOnly, &at("mode"), "a read_only_snapshot is `read_only`");
+        problems.not_implemented(mount.required, &at("required"), "an optional mount; remove the field, or the mount");
+        if let Err(problem) = normal_absolute(&mount.source) {
+            problems.add(at("source"), problem);
+        }
+        match normal_absolute(&mount.guest_path) {
+            Err(problem) => problems.add(at("guest_path"), problem),
+            Ok(path) => guest_path(path, &at("guest_path"), &mut taken, problems),
+        }
+    }
+}
+
+/// By component: `/runner` is not below `/run`.
+fn guest_path<'a>(path: &'a Path, field: &str, taken: &mut BTreeSet<&'a Path>, problems: &mut Problems) {
+    if path == Path::new("/") {
+        problems.add(field, "must not be the guest's root");
+    }
+    if let Some(reserved) = RESERVED_GUEST_FOLDERS.into_iter().find(|folder| path.starts_with(folder)) {
+        problems.add(field, format!("must not be below {reserved}: the guest mounts over it when it boots"));
+    }
+    if let Some(other) = taken.iter().find(|other| path.starts_with(other) || other.starts_with(path)) {
+        problems.add(field, format!("overlaps the mount at {}", other.display()));
+    }
+    taken.insert(path);
+}
+
+/// An absolute path of plain components, without control characters.
+fn normal_absolute(text: &str) -> Result<&Path, &'static str> {
+    let path = Path::new(text);
+    if !path.is_absolute() {
+        return Err("must be an absolute path");
+    }
+    if text.len() > 4096 || text.chars().any(char::is_control) {
+        return Err("must be at most 4096 bytes, without control characters");
+    }
+    // `components` folds `//`, `/./` and a final `/`, so the text itself is looked at too.
+    let plain = path.components().skip(1).all(|component| matches!(component, Component::Normal(_)));
+    let folded =
+        text.len() > 1 && (text.ends_with('/') || text.contains("//") || text.contains("/./") || text.ends_with("/."));
+    if !plain || folded {
+        return Err("must be plain: no `..`, no `.`, no doubled or final slash");
+    }
+    Ok(path)
+}
+
+fn paths(paths: &Paths, problems: &mut Problems) {
+    let canonical = Paths::default();
+    for (field, value, expected) in [
+        ("paths.state_dir", &paths.state_dir, &canonical.state_dir),
+        ("paths.events_path", &paths.events_path, &canonical.events_path),
+        ("paths.status_path", &paths.status_path, &canonical.status_path),
+        ("paths.result_path", &paths.result_path, &canonical.result_path),
+        ("paths.guest_request_path", &paths.guest_request_path, &canonical.guest_request_path),
+        ("paths.logs_dir", &paths.logs_dir, &canonical.logs_dir),
+        ("paths.guest_log_path", &paths.guest_log_path, &canonical.guest_log_path),
+        ("paths.artifacts_dir", &paths.artifacts_dir, &canonical.artifacts_dir),
+    ] {
+        problems.not_implemented(
+            value == expected,
+            field,
+            &format!("another place; leave it out or set it to {expected}"),
+        );
+    }
+}
+
+fn policies(spec: &RuntimeSpec, problems: &mut Problems) {
+    let policies = &spec.policies;
+    problems.not_implemented(
+        policies.restart_policy == RestartPolicy::Never,
+        "policies.restart_policy",
+        "only `never` is",
+    );
+    problems.not_implemented(
+        policies.retention_policy != RetentionPolicy::DebugKeep,
+        "policies.retention_policy",
+        "`debug_keep`; use `keep_until_stopped`",
+    );
+    let globs = &policies.output_collection.artifact_globs;
+    problems.check(globs.len() <= 256, "policies.output_collection.artifact_globs", "must be at most 256");
+    for (index, glob) in globs.iter().enumerate() {
+        let fits = (1..=1024).contains(&glob.len())
+            && !glob.starts_with('/')
+            && !glob.split('/').any(|part| matches!(part, "" | "." | ".."))
+            && !glob.chars().any(char::is_control);
+        let path = format!("policies.output_collection.artifact_globs[{index}]");
+        problems.check(fits, &path, "must be a pattern relative to artifacts/, 1 to 1024 bytes, without `..`");
+    }
+}
+
+fn workload(spec: &RuntimeSpec, problems: &mut Problems) {
+    match &spec.entry_command {
+        None => {
+            problems.add("entry_command", "is missing: images that start their own workload are not implemented yet");
+        }
+        Some(command) => {
+            let fits = (1..=65_536).contains(&command.trim().len()) && !command.contains('\0');
+            problems.check(fits, "entry_command", "must be a command of 1 to 65536 bytes, without NUL");
+        }
+    }
+    let bootstrap = &spec.bootstrap;
+    for (name, value) in &bootstrap.env {
+        let path = format!("bootstrap.env.{name}");
+        let named = (1..=256).contains(&name.len())
+            && !name.starts_with(|c: char| c.is_ascii_digit())
+            && name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_');
+        problems.check(named, &path, "a variable's name is A-Z a-z 0-9 _, first no digit");
+        problems.check(!value.contains('\0'), &path, "must not hold NUL");
+    }
+    let env_bytes: usize = bootstrap.env.iter().map(|(name, value)| name.len() + value.len()).sum();
+    problems.range("bootstrap.env", env_bytes as u64, 0, 128 * 1024);
+    if let Some(Err(problem)) = bootstrap.cwd.as_deref().map(normal_absolute) {
+        problems.add("bootstrap.cwd", problem);
+    }
+    problems.not_implemented(bootstrap.user.is_none(), "bootstrap.user", "use run_as_root");
+    problems.not_implemented(bootstrap.files.is_empty(), "bootstrap.files", "use a read_only_snapshot mount");
+    problems.not_implemented(bootstrap.secrets.is_empty(), "bootstrap.secrets", "remove it");
+    problems.not_implemented(spec.devices.is_empty(), "devices", "remove it");
+}
+
+fn watchdogs(watchdogs: &Watchdogs, problems: &mut Problems) {
+    problems.range("watchdogs.boot_secs", watchdogs.boot_secs, 1, MAX_SECS);
+    problems.range("watchdogs.silence_secs", watchdogs.silence_secs, 20, MAX_SECS);
+    problems.range("watchdogs.stop_grace_secs", watchdogs.stop_grace_secs, 0, MAX_SECS);
+    problems.range("watchdogs.collect_secs", watchdogs.collect_secs, 1, MAX_SECS);
+    if let Some(secs) = watchdogs.run_secs {
+        problems.range("watchdogs.run_secs", secs, 1, MAX_SECS);
+    }
+    for (path, value) in [
+        ("watchdogs.ready_secs", watchdogs.ready_secs),
+        ("watchdogs.progress_secs", watchdogs.progress_secs),
+        ("watchdogs.progress_cap_secs", watchdogs.progress_cap_secs),
+    ] {
+        problems.not_implemented(value.is_none(), path, "remove it");
+    }
+}
+
+fn limits(spec: &RuntimeSpec, problems: &mut Problems) {
+    let limits = &spec.limits;
+    problems.range("limits.artifact_bytes", limits.artifact_bytes, 0, 1 << 50);
+    problems.range("limits.artifact_files", limits.artifact_files, 0, 1_000_000);
+    problems.range("limits.log_bytes", limits.log_bytes, 0, 1 << 50);
+    problems.range("limits.event_bytes", limits.event_bytes, 1 << 20, 1 << 50);
+}
+
+fn labels(spec: &RuntimeSpec, problems: &mut Problems) {
+    problems.check(spec.labels.len() <= 64, "labels", "must be at most 64");
+    for (name, value) in &spec.labels {
+        let path = format!("labels.{name}");
+        let named =
+            (1..=64).contains(&name.len()) && name.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b));
+        problems.check(named, &path, "a label's name is 1 to 64 of A-Z a-z 0-9 . _ -");
+        let fits = value.len() <= 1024 && !value.chars().any(char::is_control);
+        problems.check(fits, &path, "must be at most 1024 bytes, without control characters");
+    }
+}

@@ -1,0 +1,162 @@
+//! What the host says.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use super::MessageError;
+use crate::digest::Digest;
+use crate::request::GuestRequest;
+
+/// A message from the host to the guest.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(rename_all = "snake_case")]
+pub enum HostMessage {
+    /// Opens the session; the first line, always.
+    Hello(HostHello),
+    /// Everything up to here is durable on the host. The owner's only.
+    Ack(Ack),
+    /// Starts the workload, at most once for a `request_id`. The owner's only.
+    Start(Start),
+    /// Sends a signal to the workload's process group. The owner's only.
+    Signal(Signal),
+    /// Asks for the artifacts.
+    Archive(Archive),
+    /// Result, logs and outputs are durable on the host: the guest may power off. The owner's only.
+    Release(Empty),
+    /// The host lives.
+    Ping(Empty),
+}
+
+impl HostMessage {
+    const NAMES: [&str; 7] = ["hello", "ack", "start", "signal", "archive", "release", "ping"];
+
+    /// Reads a line, without its newline.
+    pub fn decode(line: &[u8]) -> Result<Self, MessageError> {
+        super::decode(line, &Self::NAMES)
+    }
+
+    /// Appends the line and its newline to `out`.
+    pub fn write(&self, out: &mut Vec<u8>) {
+        super::write(self, out);
+    }
+}
+
+/// A message without content.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+pub struct Empty {}
+
+/// Opens a session.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+pub struct HostHello {
+    /// [`PROTOCOL`](super::PROTOCOL).
+    pub protocol: u32,
+    /// What this session may do.
+    pub role: Role,
+    /// Raised at each take-over; the guest refuses an owner with a lower one than it has seen.
+    #[serde(default)]
+    pub term: u64,
+    /// From where to go on; absent on the first session.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub after: Option<Cursor>,
+    /// Whether to stay for what comes, or end after what is there.
+    #[serde(default)]
+    pub follow: bool,
+}
+
+/// What a session may do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(rename_all = "snake_case")]
+pub enum Role {
+    /// Acknowledges, starts, signals and releases. A newer owner supersedes an older one.
+    Owner,
+    /// Reads.
+    Observer,
+}
+
+/// How far a host has a stream, durably.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+pub struct Cursor {
+    /// Which stream.
+    pub stream_id: String,
+    /// The last event.
+    pub seq: u64,
+    /// The stream's digest at `seq`, see [`Digest::chain`].
+    pub digest: Digest,
+    /// The next byte of each log file.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub logs: BTreeMap<String, u64>,
+}
+
+/// What is durable on the host.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+pub struct Ack {
+    /// The last event.
+    pub seq: u64,
+    /// The next byte of each log file.
+    #[serde(default)]
+    pub logs: BTreeMap<String, u64>,
+}
+
+/// Starts the workload.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+pub struct Start {
+    /// Runtime and incarnation. The same id again answers `already_started` and starts nothing.
+    pub request_id: String,
+    /// What to run; the guest writes it to `guest-request.json`.
+    pub request: GuestRequest,
+    /// The workload's environment beside what the agent sets. Never written to a file.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub env: BTreeMap<String, String>,
+    /// The workload's working folder; `/` where absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cwd: Option<String>,
+    /// Seconds between TERM and KILL.
+    #[serde(default = "Start::default_stop_grace_secs")]
+    pub stop_grace_secs: u64,
+}
+
+impl Start {
+    /// Seconds between TERM and KILL where the host does not say.
+    pub fn default_stop_grace_secs() -> u64 {
+        10
+    }
+}
+
+/// Sends a signal to the workload's process group.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+pub struct Signal {
+    /// `TERM`, `INT`, `HUP`, `QUIT`, `KILL`, `USR1` or `USR2`.
+    pub name: String,
+}
+
+/// Asks for the artifacts: regular files and folders whose path below `artifacts/` matches one of the globs.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+pub struct Archive {
+    /// `*` and `?` within a component, `**` across them. `**` means all.
+    pub globs: Vec<String>,
+    /// Where to stop.
+    pub limits: ArchiveLimits,
+    /// Goes on behind this path: entries come in the bytewise order of their paths' components.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub after: Option<String>,
+}
+
+/// Bounds of one collection; what lies beyond them is counted, and said.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+pub struct ArchiveLimits {
+    /// Files and folders.
+    pub max_files: u64,
+    /// Bytes of all files together.
+    pub max_bytes: u64,
+}
