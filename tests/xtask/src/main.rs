@@ -1,2 +1,93 @@
-//! Placeholder.
-fn main() {}
+//! The project's tasks, run as `cargo xtask CMD`.
+//!
+//! What needs a real Incus gets one of its own: [`lab`] starts a private daemon under `/var/lib/pika-xtask`, and
+//! [`guard`], a second process, takes it down again whatever becomes of the first. Everything else here is a list of
+//! commands, told one line a step.
+
+mod cargo;
+mod debian;
+mod elf;
+mod failure;
+mod guard;
+mod image;
+mod incus;
+mod lab;
+mod place;
+mod processes;
+mod run;
+mod say;
+mod signals;
+mod sources;
+mod tasks;
+mod teardown;
+
+use std::process::ExitCode;
+
+use failure::{Failure, Result};
+
+const HELP: &str = "\
+cargo xtask: the tasks of pika-cloud
+
+Usage: cargo xtask COMMAND
+
+Commands that need a real Incus (as root; each starts a private daemon and takes it down again):
+  demo                   Run host-collector/examples/ci-job.json and show it live
+  test [FILTER] [-- ARG...]
+                         Unit tests, then the end-to-end tests. With FILTER only the end-to-end tests
+                         whose name contains it. ARGs go to the test binaries (--nocapture, ...)
+  bench [--json]         Measure against the limits that the project promises
+  incus [--bare]         Keep a private daemon with the test images until Ctrl-C, and print how to reach
+                         it. --bare: without building pika-guest, only the image that has no agent
+  ci                     What a change must pass: format, clippy, docs, the agent's size, then `test`
+
+Command that needs nothing:
+  agent                  Build the static pika-guest, check its size and that it is static
+
+On Debian 12 or 13 Incus is installed by apt if there is none; this may add the suite bookworm-backports,
+from the machine's own Debian source. An Incus that runs already is never touched. All commands can be run
+again and again, and beside each other. Where things lie:
+  target/<arch>-unknown-linux-gnu/agent/pika-guest   the agent
+  target/demo/<run>/                                 what the demo collected
+  target/xtask/                                      images, logs of apt and of the last private daemon
+";
+
+fn main() -> ExitCode {
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    match dispatch(&args) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            if let Some(text) = failure.text() {
+                say::error(&text);
+            }
+            ExitCode::from(failure.exit_code())
+        }
+    }
+}
+
+fn dispatch(args: &[String]) -> Result<()> {
+    let args: Vec<&str> = args.iter().map(String::as_str).collect();
+    if let ["__guard", lab, started_millis] = args[..] {
+        guard::main(lab.as_ref(), started_millis);
+        return Ok(());
+    }
+    say::start(None);
+    signals::install();
+    match args[..] {
+        [] | ["help" | "-h" | "--help", ..] | [_, "-h" | "--help"] => {
+            print!("{HELP}");
+            Ok(())
+        }
+        ["demo"] => tasks::demo(),
+        ["test", ref rest @ ..] => tasks::test(&tasks::TestArgs::parse(rest)?),
+        ["bench"] => tasks::bench(false),
+        ["bench", "--json"] => tasks::bench(true),
+        ["incus"] => tasks::developer_incus(true),
+        ["incus", "--bare"] => tasks::developer_incus(false),
+        ["ci"] => tasks::ci(),
+        ["agent"] => cargo::checked_agent().map(drop),
+        [command, ..] => Err(Failure::usage(format!(
+            "`cargo xtask {}` is no command that is known here ({command}); `cargo xtask --help` lists them",
+            args.join(" ")
+        ))),
+    }
+}

@@ -1,0 +1,82 @@
+//! Builds: the static agent, the `pika-cloud` program, the empty program that the agent is measured against.
+
+use std::fs;
+use std::path::PathBuf;
+use std::process::Command;
+
+use crate::failure::{Failure, Result, Tried};
+use crate::{elf, place, run, say};
+
+/// What the agent may weigh: it goes into every image.
+const AGENT_LIMIT_BYTES: u64 = 1_835_008;
+const STATIC: &str = "-C target-feature=+crt-static";
+
+/// Which of Cargo's profiles a program is built with.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Profile {
+    Dev,
+    Release,
+}
+
+/// A `cargo` command in the workspace.
+pub(crate) fn cargo(args: &[&str]) -> Command {
+    let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    command.args(args).current_dir(place::root());
+    command
+}
+
+/// Builds the agent alone, so that no other package's features get into it.
+pub(crate) fn agent() -> Result<PathBuf> {
+    say::step("Build the static pika-guest");
+    let target = format!("{}-unknown-linux-gnu", place::ARCH);
+    let args = ["build", "--quiet", "--profile", "agent", "--package", "pika-guest-agent", "--target", &target];
+    run::shown(cargo(&args).env("RUSTFLAGS", STATIC))?;
+    Ok(place::target().join(target).join("agent/pika-guest"))
+}
+
+/// Builds the agent and holds it to what is promised of it: small and static.
+pub(crate) fn checked_agent() -> Result<PathBuf> {
+    let path = agent()?;
+    let bytes = fs::metadata(&path).tried(format!("read {}", path.display()))?.len();
+    if !elf::is_static(&path)? {
+        return Err(Failure::step(format!("{} needs a loader: it must be static", path.display())));
+    }
+    if bytes > AGENT_LIMIT_BYTES {
+        return Err(Failure::step(format!(
+            "pika-guest has {bytes} bytes, {} more than the limit of {AGENT_LIMIT_BYTES} (1.75 MiB): look for a new \
+             dependency, or for a feature that one brings in (`cargo tree -p pika-guest-agent -e features`)",
+            bytes - AGENT_LIMIT_BYTES
+        )));
+    }
+    say::step(&format!("pika-guest is static and has {bytes} bytes; the limit is {AGENT_LIMIT_BYTES} (1.75 MiB)"));
+    Ok(path)
+}
+
+/// Builds the host's program.
+pub(crate) fn cloud(profile: Profile) -> Result<PathBuf> {
+    say::step("Build pika-cloud");
+    let mut command = cargo(&["build", "--quiet", "--package", "pika-host-collector", "--bin", "pika-cloud"]);
+    let folder = match profile {
+        Profile::Dev => "debug",
+        Profile::Release => {
+            command.arg("--release");
+            "release"
+        }
+    };
+    run::shown(&mut command)?;
+    Ok(place::target().join(folder).join("pika-cloud"))
+}
+
+/// An empty `main`, built like the agent: the floor for what one verb may take.
+pub(crate) fn empty_program() -> Result<PathBuf> {
+    say::step("Build the empty program to compare with");
+    let folder = place::own();
+    fs::create_dir_all(&folder).tried(format!("make {}", folder.display()))?;
+    let (source, program) = (folder.join("empty.rs"), folder.join("empty"));
+    fs::write(&source, "fn main() {}\n").tried(format!("write {}", source.display()))?;
+    let mut command = Command::new(std::env::var_os("RUSTC").unwrap_or_else(|| "rustc".into()));
+    command.current_dir(place::root()).args(["--edition", "2024", "-C", "opt-level=z", "-C", "lto"]);
+    command.args(["-C", "codegen-units=1", "-C", "panic=abort", "-C", "strip=symbols"]).args(STATIC.split(' '));
+    run::shown(command.arg("-o").arg(&program).arg(&source))?;
+    Ok(program)
+}

@@ -1,0 +1,154 @@
+//! Installs from Debian what is missing: Incus, and a static busybox for the image.
+//!
+//! Debian 13 has Incus in its own suite, Debian 12 in `bookworm-backports`. That suite is added from the machine's own
+//! Debian entry, so that its mirror goes on being used and no host name is written down here.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use crate::failure::{Failure, Result, Tried};
+use crate::sources::{Entry, derive_deb822, derive_list};
+use crate::{elf, incus, place, run, say};
+
+const BACKPORTS: &str = "bookworm-backports";
+const BUSYBOX: &str = "/bin/busybox";
+
+/// Sees to it that there is an `incusd` and a static busybox; the path of the latter is given back.
+pub(crate) fn provide() -> Result<PathBuf> {
+    let mut missing = Vec::new();
+    if incus::find_daemon().is_none() {
+        missing.push("incus-base");
+    }
+    if !incus::has_client() {
+        missing.push("incus-client");
+    }
+    if !Path::new(BUSYBOX).exists() {
+        missing.push("busybox-static");
+    }
+    if !missing.is_empty() {
+        install(&missing)?;
+    }
+    if incus::find_daemon().is_none() {
+        return Err(Failure::step("incus-base is installed, but has brought no incusd to a place that is known here"));
+    }
+    static_busybox()
+}
+
+fn install(packages: &[&str]) -> Result<()> {
+    if !Path::new("/usr/bin/apt-get").exists() {
+        return Err(Failure::step(format!(
+            "{} missing, and this machine has no apt-get to install it with: install Incus 6.0 or newer (and a static \
+             busybox at {BUSYBOX}), then run this again",
+            packages.join(", ")
+        )));
+    }
+    say::step("Fetch Debian's package lists");
+    // What an interrupted installation left half done would fail this one as well.
+    apt("configure", Command::new("dpkg").args(["--configure", "-a"]))?;
+    update()?;
+    let wants_incus = packages.iter().any(|package| package.starts_with("incus"));
+    let mut suite = Vec::new();
+    if wants_incus && codename()? == "bookworm" {
+        if !has_candidate("incus-base")? {
+            add_backports()?;
+            update()?;
+        }
+        suite = vec!["-t", BACKPORTS];
+    }
+    say::step(&format!("Install {} from Debian", packages.join(", ")));
+    let mut command = locked("apt-get");
+    command
+        .args(["install", "-y", "-q", "--no-install-recommends", "-o", "DPkg::Lock::Timeout=300"])
+        .args(suite)
+        .args(packages)
+        .env("DEBIAN_FRONTEND", "noninteractive");
+    apt("install", &mut command)
+}
+
+fn update() -> Result<()> {
+    apt("update", locked("apt-get").args(["update", "-q"]))
+}
+
+/// One apt of ours at a time: apt itself gives up where another one has its lists locked.
+fn locked(program: &str) -> Command {
+    let mut command = Command::new("flock");
+    command.args(["-w", "900", "/etc/apt", program]);
+    command
+}
+
+fn apt(name: &str, command: &mut Command) -> Result<()> {
+    run::logged(command, &place::own().join(format!("apt-{name}-{}.log", std::process::id())))
+}
+
+fn codename() -> Result<String> {
+    let text = fs::read_to_string("/etc/os-release").tried("read /etc/os-release")?;
+    Ok(text
+        .lines()
+        .find_map(|line| line.strip_prefix("VERSION_CODENAME="))
+        .unwrap_or_default()
+        .trim_matches('"')
+        .into())
+}
+
+fn has_candidate(package: &str) -> Result<bool> {
+    let policy = run::captured(Command::new("apt-cache").args(["policy", package]).env("LC_ALL", "C"))?;
+    Ok(policy.lines().any(|line| line.trim().starts_with("Candidate:") && !line.contains("(none)")))
+}
+
+fn add_backports() -> Result<()> {
+    let folder = Path::new("/etc/apt/sources.list.d");
+    let entry = own_entry(folder)?.ok_or_else(|| {
+        Failure::step(format!(
+            "no entry for bookworm main in /etc/apt/sources.list or {}: add {BACKPORTS} by hand, then run this again",
+            folder.display()
+        ))
+    })?;
+    let path = folder.join(format!("debian-backports.{}", entry.extension));
+    say::step(&format!("Add Debian's suite {BACKPORTS} in {}", path.display()));
+    // Renamed into place, so that an interruption leaves no half entry that breaks apt; apt reads no other extension.
+    let half = folder.join(format!("debian-backports.{}.new", std::process::id()));
+    fs::write(&half, entry.text).tried(format!("write {}", half.display()))?;
+    fs::rename(&half, &path).tried(format!("write {}", path.display()))
+}
+
+/// The machine's own Debian entry, with the suite changed.
+fn own_entry(folder: &Path) -> Result<Option<Entry>> {
+    let mut paths = vec![PathBuf::from("/etc/apt/sources.list")];
+    for entry in fs::read_dir(folder).tried(format!("read {}", folder.display()))? {
+        paths.push(entry.tried(format!("read {}", folder.display()))?.path());
+    }
+    paths.sort();
+    Ok(paths.iter().find_map(|path| {
+        let text = fs::read_to_string(path).ok()?;
+        match path.extension()?.to_str()? {
+            "list" => derive_list(&text, "bookworm", BACKPORTS),
+            "sources" => derive_deb822(&text, "bookworm", BACKPORTS),
+            _ => None,
+        }
+    }))
+}
+
+/// The machine's busybox where that is static; else Debian's static one, unpacked under `target`. (Installed, it would
+/// take the place of the dynamic one.)
+fn static_busybox() -> Result<PathBuf> {
+    let installed = PathBuf::from(BUSYBOX);
+    if elf::is_static(&installed)? {
+        return Ok(installed);
+    }
+    let kept = place::own().join("busybox-static");
+    if kept.exists() {
+        return Ok(kept);
+    }
+    say::step("Fetch Debian's busybox-static, since this machine's busybox is dynamic");
+    let scratch = place::own().join(format!("busybox-{}", std::process::id()));
+    fs::create_dir_all(&scratch).tried(format!("make {}", scratch.display()))?;
+    let script = "apt-get download -q -o APT::Sandbox::User=root busybox-static && dpkg-deb -x busybox-static_*.deb .";
+    apt("busybox", locked("sh").args(["-c", script]).current_dir(&scratch))?;
+    let unpacked = ["bin/busybox", "usr/bin/busybox"].map(|path| scratch.join(path));
+    let found = unpacked.iter().find(|path| path.is_file());
+    let found = found.ok_or_else(|| Failure::step("busybox-static has no bin/busybox"))?;
+    fs::rename(found, &kept).tried(format!("move {}", found.display()))?;
+    fs::remove_dir_all(&scratch).tried(format!("remove {}", scratch.display()))?;
+    Ok(kept)
+}

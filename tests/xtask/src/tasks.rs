@@ -1,0 +1,181 @@
+//! The tasks themselves.
+
+use std::fs;
+use std::path::PathBuf;
+use std::process::Command;
+use std::thread::sleep;
+use std::time::Duration;
+
+use crate::cargo::{self, Profile, cargo};
+use crate::failure::{Failure, Result, Tried};
+use crate::lab::{self, Kept, Lab};
+use crate::{debian, image, incus, place, run, say, signals};
+
+/// A lab that is ready: daemon, pool, images and programs.
+struct Ready {
+    kept: Kept,
+    /// Agent and host's program, where they were built.
+    programs: Option<(PathBuf, PathBuf)>,
+}
+
+impl Ready {
+    /// Installs what is missing; the daemon starts while the programs are built.
+    fn set_up(programs: Option<Profile>) -> Result<Self> {
+        lab::must_be_root()?;
+        let busybox = debian::provide()?;
+        let kept = Kept::start()?;
+        let programs = match programs {
+            Some(profile) => Some((cargo::agent()?, cargo::cloud(profile)?)),
+            None => None,
+        };
+        kept.wait_ready()?;
+        incus::set_up(kept.lab())?;
+        image::provide(kept.lab(), &busybox, programs.as_ref().map(|(agent, _)| agent.as_path()))?;
+        Ok(Self { kept, programs })
+    }
+
+    fn lab(&self) -> &Lab {
+        self.kept.lab()
+    }
+
+    /// How the end-to-end tests and the benchmarks find everything.
+    fn environment(&self) -> Vec<(&'static str, PathBuf)> {
+        let lab = self.lab();
+        let mut all = vec![("PIKA_TEST_INCUS_SOCKET", lab.socket()), ("PIKA_TEST_INCUS_DIR", lab.incus_dir())];
+        if let Some((agent, cloud)) = self.programs.clone() {
+            all.extend([("PIKA_TEST_AGENT", agent), ("PIKA_TEST_CLOUD", cloud)]);
+        }
+        all
+    }
+
+    /// A command of this lab.
+    fn command(&self, mut command: Command) -> Command {
+        self.lab().mark(&mut command);
+        command.envs(self.environment());
+        command
+    }
+}
+
+/// Runs the example job in a private Incus and shows what it left.
+pub(crate) fn demo() -> Result<()> {
+    let ready = Ready::set_up(Some(Profile::Dev))?;
+    let folder = place::target().join("demo").join(ready.lab().name());
+    let (state, output) = (folder.join("state"), folder.join("output"));
+    fs::create_dir_all(&state).tried(format!("make {}", state.display()))?;
+    let Some((_, cloud)) = &ready.programs else { return Err(Failure::step("pika-cloud was not built")) };
+    let mut command = Command::new(cloud);
+    command.current_dir(place::root());
+    command.arg("--incus").arg(format!("unix:{}", ready.lab().socket().display()));
+    command.arg("--state-dir").arg(&state);
+    command.args(["run", "host-collector/examples/ci-job.json", "--output"]).arg(&output);
+    let mut command = ready.command(command);
+    say::step(&format!("Run {}", run::line(&command)));
+    let status = run::status(&mut command)?;
+    say::step(&format!("pika-cloud ended ({status}); its outputs are in {}", output.display()));
+    let left = run::captured(&mut incus::client(ready.lab(), &["list", "--all-projects", "--format=csv"]))?;
+    if left.is_empty() {
+        say::step("`incus list` is empty");
+    } else {
+        say::step(&format!("`incus list` still has:\n{}", left.trim_end()));
+    }
+    match status.code() {
+        Some(0) if left.is_empty() => Ok(()),
+        Some(0) => Err(Failure::step("pika-cloud left an instance behind")),
+        code => Err(Failure::Exit(code.and_then(|code| u8::try_from(code).ok()).unwrap_or(1))),
+    }
+}
+
+/// What `cargo xtask test` was asked to run.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(crate) struct TestArgs {
+    filter: Option<String>,
+    passed_on: Vec<String>,
+}
+
+impl TestArgs {
+    /// `[FILTER] [-- ARG...]`
+    pub(crate) fn parse(args: &[&str]) -> Result<Self> {
+        let passed_from = args.iter().position(|arg| *arg == "--").unwrap_or(args.len());
+        let (before, after) = args.split_at(passed_from);
+        let filter = match before {
+            [] => None,
+            [filter] if !filter.starts_with('-') => Some((*filter).to_owned()),
+            _ => {
+                return Err(Failure::usage(format!(
+                    "`cargo xtask test` takes one FILTER, and what is for the test programs after `--`: {}",
+                    before.join(" ")
+                )));
+            }
+        };
+        Ok(Self { filter, passed_on: after.iter().skip(1).map(|arg| (*arg).to_owned()).collect() })
+    }
+}
+
+/// Unit tests, then the end-to-end tests against a private Incus.
+pub(crate) fn test(args: &TestArgs) -> Result<()> {
+    let ready = Ready::set_up(Some(Profile::Dev))?;
+    if args.filter.is_none() {
+        say::step("Run the unit tests");
+        let mut unit = cargo(&["test", "--workspace", "--exclude", "pika-cloud-tests", "--"]);
+        unit.args(&args.passed_on);
+        run::shown(&mut ready.command(unit))?;
+    }
+    say::step("Run the end-to-end tests");
+    let mut end_to_end = cargo(&["test", "--package", "pika-cloud-tests"]);
+    end_to_end.args(&args.filter).arg("--").args(&args.passed_on);
+    run::shown(&mut ready.command(end_to_end))
+}
+
+/// Measures against the promised limits.
+pub(crate) fn bench(json: bool) -> Result<()> {
+    let ready = Ready::set_up(Some(Profile::Release))?;
+    let empty = cargo::empty_program()?;
+    say::step("Run the benchmarks");
+    let mut bench = cargo(&["run", "--quiet", "--release", "--package", "pika-cloud-tests", "--bin", "bench", "--"]);
+    bench.args(json.then_some("--json")).env("PIKA_BENCH_EMPTY", empty);
+    run::shown(&mut ready.command(bench))
+}
+
+/// Keeps a private Incus for a developer until Ctrl-C.
+pub(crate) fn developer_incus(with_agent: bool) -> Result<()> {
+    let ready = Ready::set_up(with_agent.then_some(Profile::Dev))?;
+    say::step("Ready. In another shell:");
+    println!("export INCUS_DIR={}", ready.lab().incus_dir().display());
+    for (name, value) in ready.environment() {
+        println!("export {name}={}", value.display());
+    }
+    println!("# pika-cloud --incus unix:{} …", ready.lab().socket().display());
+    say::step("Ctrl-C takes it down");
+    while signals::pending().is_none() {
+        sleep(Duration::from_millis(100));
+    }
+    Ok(())
+}
+
+/// What a change must pass; the tests come last, so that their result is what one sees.
+pub(crate) fn ci() -> Result<()> {
+    say::step("Check the format");
+    run::shown(&mut cargo(&["fmt", "--all", "--check"]))?;
+    say::step("Run clippy");
+    run::shown(&mut cargo(&["clippy", "--quiet", "--workspace", "--all-targets", "--", "-D", "warnings"]))?;
+    say::step("Build the documentation");
+    let mut doc = cargo(&["doc", "--quiet", "--workspace", "--no-deps"]);
+    run::shown(doc.env("RUSTDOCFLAGS", "-D warnings"))?;
+    cargo::checked_agent()?;
+    test(&TestArgs::default())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn filter_and_passed_on_arguments_are_told_apart() {
+        assert_eq!(TestArgs::parse(&[]).unwrap(), TestArgs::default());
+        let both = TestArgs::parse(&["ci", "--", "--nocapture", "x"]).unwrap();
+        assert_eq!(both.filter.as_deref(), Some("ci"));
+        assert_eq!(both.passed_on, ["--nocapture", "x"]);
+        assert!(TestArgs::parse(&["--nocapture"]).is_err());
+        assert!(TestArgs::parse(&["a", "b"]).is_err());
+    }
+}
