@@ -26,10 +26,12 @@ const INIT: &str = "\
 # halt, poweroff and reboot), after a word to the others and up to two seconds for them.
 stop() {
     kill -TERM -1
-    for _ in 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20; do
+    left=100
+    while [ $left -gt 0 ]; do
         set -- /proc/[0-9]*
         [ $# -le 1 ] && break
-        sleep 0.1
+        sleep 0.02
+        left=$((left - 1))
     done
     exit 0
 }

@@ -41,7 +41,6 @@ impl Daemon {
         let output = File::create(&log).tried(format!("write {}", log.display()))?;
         let errors = output.try_clone().tried(format!("write {}", log.display()))?;
         let mut command = self.command(lab);
-        lab.mark_daemon(&mut command);
         // Only root gets at its socket.
         command.args(["--group", "root"]).stdin(Stdio::null()).stdout(output).stderr(errors);
         command.spawn().tried(format!("start {}", self.program.display()))

@@ -35,8 +35,6 @@ use crate::{say, signals, teardown};
 pub(crate) const LABS: &str = "/var/lib/pika-xtask";
 /// In the environment of all that a task runs for a lab: the lab's folder. It tells whose a process is.
 pub(crate) const MARK: &str = "PIKA_XTASK_LAB";
-/// The same for the daemon, and so for all that it starts.
-pub(crate) const DAEMON_MARK: &str = "PIKA_XTASK_DAEMON";
 
 /// Where one lab's things lie. Owns nothing: see [`Kept`].
 #[derive(Clone, Debug)]
@@ -104,11 +102,6 @@ impl Lab {
     pub(crate) fn mark<'a>(&self, command: &'a mut Command) -> &'a mut Command {
         command.env(MARK, &self.dir)
     }
-
-    /// Marks the daemon.
-    pub(crate) fn mark_daemon<'a>(&self, command: &'a mut Command) -> &'a mut Command {
-        command.env_remove(MARK).env(DAEMON_MARK, &self.dir)
-    }
 }
 
 /// A lab with its guard. Dropping it takes the lab down and waits for that.
@@ -172,6 +165,10 @@ impl Drop for Kept {
     fn drop(&mut self) {
         drop(self.hold.take());
         let _ = self.guard.wait();
+        if self.lab.dir().exists() {
+            // The guard itself was killed.
+            teardown::take_down(&self.lab);
+        }
     }
 }
 

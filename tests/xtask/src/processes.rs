@@ -1,7 +1,9 @@
-//! Finds the processes of a lab by the mark in their environment, and ends them by their ids.
+//! Finds the processes of a lab by what their environment says, and ends them by their ids.
 //!
-//! The mark holds the lab's folder, whose name is used once, so that no other process can carry it. Containers run with
-//! an environment of their own; they are found as descendants of the marked monitors that keep them.
+//! It names the lab's folder, whose name is used once. What a task runs carries it in a variable that nothing else has.
+//! The daemon passes on little of its environment to its own helpers (the monitors of containers, proxies), but always
+//! `INCUS_DIR`; a developer's shell may have that as well, so only `incusd` itself is taken by it. What runs in
+//! containers has an environment of its own, and is found as descending from their monitors.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -21,15 +23,25 @@ pub(crate) fn identity(pid: u32) -> Option<String> {
     (!matches!(fields.first(), Some(&"Z" | &"X"))).then(|| fields.get(19).map(|start| format!("{pid} {start}")))?
 }
 
-/// Processes whose environment has `name=lab`.
-pub(crate) fn marked(name: &str, lab: &Path) -> BTreeSet<u32> {
-    let mark = [name.as_bytes(), b"=", lab.as_os_str().as_bytes()].concat();
+/// Processes whose environment has `name=path`.
+pub(crate) fn marked(name: &str, path: &Path) -> BTreeSet<u32> {
+    let mark = [name.as_bytes(), b"=", path.as_os_str().as_bytes()].concat();
     let own = std::process::id();
     all().filter(|&pid| pid != own && environment_has(pid, &mark)).collect()
 }
 
+/// The daemon of this `INCUS_DIR`, its helpers, and all that descends from them.
+pub(crate) fn of_daemon(incus_dir: &Path) -> BTreeSet<u32> {
+    let is_incusd = |pid: &u32| {
+        let program = fs::read_link(format!("/proc/{pid}/exe")).unwrap_or_default();
+        // After an upgrade the kernel writes `incusd (deleted)`.
+        program.file_name().is_some_and(|name| name.to_string_lossy().split(' ').next() == Some("incusd"))
+    };
+    with_descendants(&marked("INCUS_DIR", incus_dir).into_iter().filter(is_incusd).collect())
+}
+
 /// The given processes and all that descend from them.
-pub(crate) fn with_descendants(roots: &BTreeSet<u32>) -> BTreeSet<u32> {
+fn with_descendants(roots: &BTreeSet<u32>) -> BTreeSet<u32> {
     let parents: BTreeMap<u32, u32> = all().filter_map(|pid| Some((pid, parent(pid)?))).collect();
     let descends = |pid: u32| {
         let mut at = Some(pid);

@@ -35,7 +35,7 @@ pub(crate) fn shown(command: &mut Command) -> Result<()> {
     if status.success() { Ok(()) } else { Err(Failure::step(format!("`{}` failed ({status})", line(command)))) }
 }
 
-/// Runs it with its output in `log`, whose end is shown only if it fails.
+/// Runs it with its output in `log`, which is kept, and its end shown, only if it fails.
 pub(crate) fn logged(command: &mut Command, log: &Path) -> Result<()> {
     if let Some(folder) = log.parent() {
         fs::create_dir_all(folder).tried(format!("make {}", folder.display()))?;

@@ -11,7 +11,7 @@ use std::process::{Command, Stdio};
 use std::thread::sleep;
 use std::time::Duration;
 
-use crate::lab::{DAEMON_MARK, LABS, Lab, MARK};
+use crate::lab::{LABS, Lab, MARK};
 use crate::{place, processes, say};
 
 /// For programs of the task that outlived it, to clear up after themselves.
@@ -33,9 +33,8 @@ pub(crate) fn take_down(lab: &Lab) {
         delete_instances(lab);
         delete_networks(lab);
     }
-    let keepers = processes::marked(DAEMON_MARK, lab.dir());
-    let cgroups = processes::lxc_cgroups(&processes::with_descendants(&keepers));
-    let daemon = || processes::with_descendants(&processes::marked(DAEMON_MARK, lab.dir()));
+    let daemon = || processes::of_daemon(&lab.incus_dir());
+    let cgroups = processes::lxc_cgroups(&daemon());
     if !processes::end_all(Duration::ZERO, daemon) {
         say::error(&format!("processes of {} do not end: {:?}", lab.dir().display(), daemon()));
     }
