@@ -29,7 +29,7 @@ pub(crate) fn cargo(args: &[&str]) -> Command {
 pub(crate) fn agent() -> Result<PathBuf> {
     say::step("Build the static pika-guest");
     let target = format!("{}-unknown-linux-gnu", place::ARCH);
-    let args = ["build", "--quiet", "--profile", "agent", "--package", "pika-guest-agent", "--target", &target];
+    let args = ["build", "--profile", "agent", "--package", "pika-guest-agent", "--target", &target];
     run::shown(cargo(&args).env("RUSTFLAGS", STATIC))?;
     Ok(place::target().join(target).join("agent/pika-guest"))
 }
@@ -55,7 +55,7 @@ pub(crate) fn checked_agent() -> Result<PathBuf> {
 /// Builds the host's program.
 pub(crate) fn cloud(profile: Profile) -> Result<PathBuf> {
     say::step("Build pika-cloud");
-    let mut command = cargo(&["build", "--quiet", "--package", "pika-host-collector", "--bin", "pika-cloud"]);
+    let mut command = cargo(&["build", "--package", "pika-host-collector", "--bin", "pika-cloud"]);
     let folder = match profile {
         Profile::Dev => "debug",
         Profile::Release => {

@@ -157,9 +157,9 @@ pub(crate) fn ci() -> Result<()> {
     say::step("Check the format");
     run::shown(&mut cargo(&["fmt", "--all", "--check"]))?;
     say::step("Run clippy");
-    run::shown(&mut cargo(&["clippy", "--quiet", "--workspace", "--all-targets", "--", "-D", "warnings"]))?;
+    run::shown(&mut cargo(&["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"]))?;
     say::step("Build the documentation");
-    let mut doc = cargo(&["doc", "--quiet", "--workspace", "--no-deps"]);
+    let mut doc = cargo(&["doc", "--workspace", "--no-deps"]);
     run::shown(doc.env("RUSTDOCFLAGS", "-D warnings"))?;
     cargo::checked_agent()?;
     test(&TestArgs::default())

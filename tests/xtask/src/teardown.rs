@@ -17,7 +17,7 @@ use crate::{place, processes, say};
 /// For programs of the task that outlived it, to clear up after themselves.
 const PROGRAMS_GRACE: Duration = Duration::from_secs(5);
 /// For one call of Incus, in seconds.
-const INCUS_LIMIT_SECS: &str = "20";
+const INCUS_LIMIT_SECS: &str = "10";
 /// A folder without a guard's note is that of a task that is just starting, up to this age.
 const STARTING: Duration = Duration::from_secs(60);
 
