@@ -1,7 +1,6 @@
 //! What every document of the contract shares: a version that is checked, and fields that survive unread.
 
 use serde::Deserialize;
-use serde::de::DeserializeOwned;
 
 /// The version of event, status, result and verdict that this build reads and writes.
 pub const SCHEMA_VERSION: u32 = 1;
@@ -12,7 +11,7 @@ pub type Extra = serde_json::Map<String, serde_json::Value>;
 /// A document of the contract could not be read.
 #[derive(Debug, thiserror::Error)]
 pub enum DecodeError {
-    /// Written by a newer (or never released) version of the contract.
+    /// Written by another version of the contract.
     #[error(
         "{document} has schema_version {found}, this build reads {supported}: update the older of guest agent and host"
     )]
@@ -51,19 +50,30 @@ struct VersionProbe {
 
 /// Decodes a document after its length and its version were checked, so that a newer one is told as such even where its
 /// other fields have changed.
-pub(crate) fn decode<T: DeserializeOwned>(
+pub(crate) fn decode<'a, T: Deserialize<'a>>(
     document: &'static str,
     supported: u32,
     limit: usize,
-    text: &[u8],
+    text: &'a [u8],
 ) -> Result<T, DecodeError> {
     if text.len() > limit {
         return Err(DecodeError::TooLong { document, found: text.len(), limit });
     }
     let malformed = |source| DecodeError::Malformed { document, source };
     let probe: VersionProbe = serde_json::from_slice(text).map_err(malformed)?;
-    if probe.schema_version != u64::from(supported) {
-        return Err(DecodeError::Version { document, found: probe.schema_version, supported });
+    if !is_object(text) {
+        return Err(malformed(serde::de::Error::custom("expected an object")));
     }
+    check_version(document, probe.schema_version, supported)?;
     serde_json::from_slice(text).map_err(malformed)
+}
+
+/// Whether JSON text is an object. serde reads an array as a struct's fields too; the contract does not.
+pub(crate) fn is_object(text: &[u8]) -> bool {
+    text.trim_ascii_start().starts_with(b"{")
+}
+
+/// Refuses another version than the one that is read.
+pub(crate) fn check_version(document: &'static str, found: u64, supported: u32) -> Result<(), DecodeError> {
+    if found == u64::from(supported) { Ok(()) } else { Err(DecodeError::Version { document, found, supported }) }
 }

@@ -13,6 +13,7 @@
 
 #![forbid(unsafe_code)]
 
+mod bounded;
 pub mod digest;
 pub mod document;
 pub mod event;

@@ -11,7 +11,12 @@ pub const MAX_LINE_BYTES: usize = 256 * 1024;
 /// `status.json`, `result.json` and `guest-request.json`. A larger one is not read, and reported as such.
 pub const MAX_DOCUMENT_BYTES: usize = 256 * 1024;
 
+/// The highest `seq`, and the highest count, offset or size that either side may name: what every JSON reader holds
+/// exactly. A document or message with a higher one is malformed, so that arithmetic on a peer's numbers never overflows.
+pub const MAX_COUNT: u64 = (1 << 53) - 1;
+
 /// Raw bytes behind one `log` or `entry` header. Longer content goes in several: an event waits for one chunk at most.
+/// A header that announces more is malformed and ends the session.
 pub const MAX_CHUNK_BYTES: usize = 64 * 1024;
 
 /// Events that the owner has not acknowledged. Beyond it progress events are refused and counted.
@@ -22,6 +27,13 @@ pub const RESERVED_EVENT_BYTES: u64 = 1024 * 1024;
 
 /// Log bytes that the owner has not acknowledged. Beyond it output is dropped and counted; the workload never blocks.
 pub const MAX_UNACKED_LOG_BYTES: u64 = 256 * 1024 * 1024;
+
+/// The workload's environment, names and values together. Below what Linux takes for a single string.
+pub const MAX_ENV_BYTES: usize = 96 * 1024;
+
+/// Command, environment and working folder as they stand in a `start` message, escapes and all: the rest of
+/// [`MAX_LINE_BYTES`] is for what stands around them. A spec with more is refused.
+pub const MAX_START_BYTES: usize = MAX_LINE_BYTES - 8 * 1024;
 
 /// How often each side says that it lives.
 pub const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(5);

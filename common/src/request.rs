@@ -13,6 +13,7 @@ pub const REQUEST_SCHEMA_VERSION: u32 = 2;
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct GuestRequest {
     /// [`REQUEST_SCHEMA_VERSION`].
+    #[cfg_attr(feature = "schema", schemars(extend("const" = 2)))]
     pub schema_version: u32,
     /// Run by `/bin/sh -c`.
     pub command: String,
@@ -29,5 +30,10 @@ impl GuestRequest {
     /// Reads a `guest-request.json`.
     pub fn decode(text: &[u8]) -> Result<Self, DecodeError> {
         document::decode("guest-request.json", REQUEST_SCHEMA_VERSION, MAX_DOCUMENT_BYTES, text)
+    }
+
+    /// Checks the version of one that did not come through [`GuestRequest::decode`], such as the body of a message.
+    pub fn check_version(&self) -> Result<(), DecodeError> {
+        document::check_version("guest-request.json", u64::from(self.schema_version), REQUEST_SCHEMA_VERSION)
     }
 }

@@ -23,6 +23,7 @@ pub enum ResultStatus {
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct RunResult {
     /// [`SCHEMA_VERSION`].
+    #[cfg_attr(feature = "schema", schemars(extend("const" = 1)))]
     pub schema_version: u32,
     /// How the workload ended.
     pub status: ResultStatus,
@@ -45,5 +46,10 @@ impl RunResult {
     /// Reads a `result.json`.
     pub fn decode(text: &[u8]) -> Result<Self, DecodeError> {
         document::decode("result.json", SCHEMA_VERSION, MAX_DOCUMENT_BYTES, text)
+    }
+
+    /// Checks the version of one that did not come through [`RunResult::decode`], such as the body of a message.
+    pub fn check_version(&self) -> Result<(), DecodeError> {
+        document::check_version("result.json", u64::from(self.schema_version), SCHEMA_VERSION)
     }
 }

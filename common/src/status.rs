@@ -13,6 +13,7 @@ use crate::timestamp::Timestamp;
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Status {
     /// [`SCHEMA_VERSION`].
+    #[cfg_attr(feature = "schema", schemars(extend("const" = 1)))]
     pub schema_version: u32,
     /// The kind of the last state event.
     pub state: State,
@@ -35,5 +36,10 @@ impl Status {
     /// Reads a `status.json`.
     pub fn decode(text: &[u8]) -> Result<Self, DecodeError> {
         document::decode("status.json", SCHEMA_VERSION, MAX_DOCUMENT_BYTES, text)
+    }
+
+    /// Checks the version of one that did not come through [`Status::decode`], such as the body of a message.
+    pub fn check_version(&self) -> Result<(), DecodeError> {
+        document::check_version("status.json", u64::from(self.schema_version), SCHEMA_VERSION)
     }
 }

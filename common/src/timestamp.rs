@@ -8,7 +8,13 @@ use serde::{Deserialize, Deserializer, Serialize};
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(transparent)]
-pub struct Timestamp(#[cfg_attr(feature = "schema", schemars(extend("format" = "date-time")))] String);
+pub struct Timestamp(
+    #[cfg_attr(feature = "schema", schemars(extend("format" = "date-time", "pattern" = PATTERN)))] String,
+);
+
+/// What the schema asks of one; [`Timestamp::parse`] looks at the ranges too.
+#[cfg(feature = "schema")]
+const PATTERN: &str = r"^\d{4}-\d{2}-\d{2}[Tt ]\d{2}:\d{2}:\d{2}(\.\d+)?([Zz]|[+-]\d{2}:\d{2})$";
 
 /// The text is not an RFC 3339 date and time, such as `2026-01-31T12:00:00.000000Z`.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -25,8 +31,11 @@ impl Timestamp {
         }
     }
 
-    /// From seconds and microseconds since 1970-01-01T00:00:00Z, as UTC with microseconds.
+    /// From seconds and microseconds since 1970-01-01T00:00:00Z, as UTC with microseconds. What RFC 3339 cannot write
+    /// becomes the nearest that it can: its years end with 9999.
     pub fn from_unix(secs: u64, micros: u32) -> Self {
+        const LAST: u64 = 253_402_300_799;
+        let (secs, micros) = if secs > LAST { (LAST, 999_999) } else { (secs, micros.min(999_999)) };
         let (days, of_day) = (secs / 86_400, secs % 86_400);
         let (year, month, day) = civil_from_days(days);
         let (hour, minute, second) = (of_day / 3600, of_day / 60 % 60, of_day % 60);
@@ -54,18 +63,19 @@ impl<'de> Deserialize<'de> for Timestamp {
 
 /// `YYYY-MM-DDTHH:MM:SS[.fraction](Z|±HH:MM)`, with each number in its range.
 fn has_rfc3339_form(text: &[u8]) -> bool {
-    let number = |from: usize, len: usize, max: u32| {
+    let number_from = |from: usize, len: usize, min: u32, max: u32| {
         text.get(from..from + len).is_some_and(|digits| {
             digits.iter().all(u8::is_ascii_digit)
-                && digits.iter().fold(0u32, |n, d| n * 10 + u32::from(d - b'0')) <= max
+                && (min..=max).contains(&digits.iter().fold(0u32, |n, d| n * 10 + u32::from(d - b'0')))
         })
     };
+    let number = |from: usize, len: usize, max: u32| number_from(from, len, 0, max);
     let fixed = text.len() >= 20
         && number(0, 4, 9999)
         && text[4] == b'-'
-        && number(5, 2, 12)
+        && number_from(5, 2, 1, 12)
         && text[7] == b'-'
-        && number(8, 2, 31)
+        && number_from(8, 2, 1, 31)
         && matches!(text[10], b'T' | b't' | b' ')
         && number(11, 2, 23)
         && text[13] == b':'
@@ -114,6 +124,9 @@ mod tests {
         assert_eq!(Timestamp::from_unix(0, 0).as_str(), "1970-01-01T00:00:00.000000Z");
         assert_eq!(Timestamp::from_unix(951_782_400, 7).as_str(), "2000-02-29T00:00:00.000007Z");
         assert_eq!(Timestamp::from_unix(1_798_761_599, 999_999).as_str(), "2026-12-31T23:59:59.999999Z");
+        assert_eq!(Timestamp::from_unix(253_402_300_799, 0).as_str(), "9999-12-31T23:59:59.000000Z");
+        assert_eq!(Timestamp::from_unix(u64::MAX, u32::MAX).as_str(), "9999-12-31T23:59:59.999999Z");
+        assert_eq!(Timestamp::from_unix(0, u32::MAX).as_str(), "1970-01-01T00:00:00.999999Z");
     }
 
     #[test]
@@ -130,6 +143,9 @@ mod tests {
             "yesterday",
             "2026-03-25",
             "2026-13-25T20:00:00Z",
+            "2026-00-25T20:00:00Z",
+            "2026-03-00T20:00:00Z",
+            "2026-03-32T20:00:00Z",
             "2026-03-25T20:00:00",
             "2026-03-25T20:00:00.Z",
             "2026-03-25T20:00:00+2:00",

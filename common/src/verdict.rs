@@ -12,6 +12,7 @@ use crate::timestamp::Timestamp;
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Verdict {
     /// [`SCHEMA_VERSION`].
+    #[cfg_attr(feature = "schema", schemars(extend("const" = 1)))]
     pub schema_version: u32,
     /// Whose.
     pub runtime_id: String,
@@ -27,14 +28,28 @@ pub struct Verdict {
     /// What it rests on.
     pub evidence: Evidence,
     /// What this version does not know.
-    #[serde(flatten)]
+    #[serde(flatten, deserialize_with = "extra")]
     pub extra: Extra,
+}
+
+/// A flattened enum leaves its fields to whatever is flattened next; they are no extra ones.
+fn extra<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Extra, D::Error> {
+    let mut fields = Extra::deserialize(deserializer)?;
+    for name in ["verdict", "exit_code", "watchdog", "cause"] {
+        fields.shift_remove(name);
+    }
+    Ok(fields)
 }
 
 impl Verdict {
     /// Reads a `verdict.json`.
     pub fn decode(text: &[u8]) -> Result<Self, DecodeError> {
         document::decode("verdict.json", SCHEMA_VERSION, MAX_DOCUMENT_BYTES, text)
+    }
+
+    /// Checks the version of one that did not come through [`Verdict::decode`], such as the body of a message.
+    pub fn check_version(&self) -> Result<(), DecodeError> {
+        document::check_version("verdict.json", u64::from(self.schema_version), SCHEMA_VERSION)
     }
 }
 
@@ -179,6 +194,7 @@ fn is_zero(n: &u64) -> bool {
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct LastEvent {
     /// Its number in the stream.
+    #[serde(deserialize_with = "crate::bounded::seq")]
     pub seq: u64,
     /// Its kind.
     pub kind: State,

@@ -79,6 +79,7 @@ impl Decoder {
     /// The line just given out is followed by `len` raw bytes.
     pub fn expect_bulk(&mut self, len: u64) {
         self.bulk_left = len;
+        self.scanned = 0;
     }
 
     /// Raw bytes that are still to come.

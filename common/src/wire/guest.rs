@@ -87,8 +87,10 @@ pub struct GuestHello {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub machine_uuid: Option<String>,
     /// The first event that is still in the file; `last_seq + 1` where none is.
+    #[serde(deserialize_with = "crate::bounded::count")]
     pub first_seq: u64,
     /// The last event; 0 where there was none.
+    #[serde(deserialize_with = "crate::bounded::count")]
     pub last_seq: u64,
     /// The request that was started in this stream.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -102,8 +104,10 @@ pub struct LogChunk {
     /// Its name in `logs/`.
     pub file: String,
     /// Where in the file they begin.
+    #[serde(deserialize_with = "crate::bounded::count")]
     pub offset: u64,
     /// How many follow, at most [`MAX_CHUNK_BYTES`](crate::limits::MAX_CHUNK_BYTES).
+    #[serde(deserialize_with = "crate::bounded::chunk_len")]
     pub len: u64,
 }
 
@@ -122,12 +126,13 @@ pub struct Entry {
     /// Permission bits. The host keeps the executable one and nothing else.
     pub mode: u32,
     /// The file's size in bytes.
+    #[serde(deserialize_with = "crate::bounded::count")]
     pub size: u64,
     /// Where in the file this chunk begins.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "crate::bounded::count")]
     pub offset: u64,
     /// How many raw bytes follow, at most [`MAX_CHUNK_BYTES`](crate::limits::MAX_CHUNK_BYTES).
-    #[serde(default)]
+    #[serde(default, deserialize_with = "crate::bounded::chunk_len")]
     pub len: u64,
     /// Of all the file's bytes that were sent; its presence ends the file.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -139,6 +144,7 @@ pub struct Entry {
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Heartbeat {
     /// The last event in the file.
+    #[serde(deserialize_with = "crate::bounded::count")]
     pub seq: u64,
     /// Seconds since the guest booted.
     pub uptime: u64,
@@ -162,13 +168,16 @@ pub enum Notice {
     /// Events between the cursor and `first_seq` are gone: trimmed after the owner acknowledged them, or lost.
     Gap {
         /// The first event that is still there.
+        #[serde(deserialize_with = "crate::bounded::count")]
         first_seq: u64,
     },
     /// A line of `events.jsonl` is no event. It is left out.
     BadLine {
         /// Where in the file it begins.
+        #[serde(deserialize_with = "crate::bounded::count")]
         offset: u64,
         /// Its length.
+        #[serde(deserialize_with = "crate::bounded::count")]
         bytes: u64,
         /// Why it is none.
         reason: String,
@@ -180,13 +189,16 @@ pub enum Notice {
         /// The log file.
         file: String,
         /// The first missing byte.
+        #[serde(deserialize_with = "crate::bounded::count")]
         from: u64,
         /// The first byte that is there again.
+        #[serde(deserialize_with = "crate::bounded::count")]
         to: u64,
     },
     /// The cursor does not fit the stream: the guest was restored to an earlier state.
     Rewound {
         /// The guest's last event.
+        #[serde(deserialize_with = "crate::bounded::count")]
         last_seq: u64,
     },
     /// A file that matched is left out of the archive.
@@ -199,10 +211,13 @@ pub enum Notice {
     /// The archive has been sent.
     ArchiveDone {
         /// Files and folders sent.
+        #[serde(deserialize_with = "crate::bounded::count")]
         files: u64,
         /// Bytes sent.
+        #[serde(deserialize_with = "crate::bounded::count")]
         bytes: u64,
         /// Entries that matched and were left out.
+        #[serde(deserialize_with = "crate::bounded::count")]
         skipped: u64,
         /// Whether a limit ended it.
         truncated: bool,

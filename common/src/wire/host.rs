@@ -85,6 +85,7 @@ pub struct Cursor {
     /// Which stream.
     pub stream_id: String,
     /// The last event.
+    #[serde(deserialize_with = "crate::bounded::count")]
     pub seq: u64,
     /// The stream's digest at `seq`, see [`Digest::chain`].
     pub digest: Digest,
@@ -98,14 +99,15 @@ pub struct Cursor {
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Ack {
     /// The last event.
+    #[serde(deserialize_with = "crate::bounded::count")]
     pub seq: u64,
     /// The next byte of each log file.
     #[serde(default)]
     pub logs: BTreeMap<String, u64>,
 }
 
-/// Starts the workload.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+/// Starts the workload. Its `Debug` form shows the names of the environment only.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Start {
     /// Runtime and incarnation. The same id again answers `already_started` and starts nothing.
@@ -121,6 +123,19 @@ pub struct Start {
     /// Seconds between TERM and KILL.
     #[serde(default = "Start::default_stop_grace_secs")]
     pub stop_grace_secs: u64,
+}
+
+impl std::fmt::Debug for Start {
+    // Invariant 8: what a user put into the environment is in no log.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Start")
+            .field("request_id", &self.request_id)
+            .field("request", &self.request)
+            .field("env", &self.env.keys())
+            .field("cwd", &self.cwd)
+            .field("stop_grace_secs", &self.stop_grace_secs)
+            .finish()
+    }
 }
 
 impl Start {

@@ -13,8 +13,9 @@
 //! ```
 //!
 //! A line is at most [`MAX_LINE_BYTES`](crate::limits::MAX_LINE_BYTES); raw bytes follow `log` and `entry` only. A
-//! member that the reader does not know is skipped, so messages may be added within a version; one that carries raw
-//! bytes needs a new version. What can go wrong: a line too long or not JSON ends the session, since nothing after it
+//! message or a field that the reader does not know is skipped, so both may be added within a version; a message that
+//! carries raw bytes needs a new version. Numbers beyond their bounds make a message malformed; texts, names and paths
+//! are the reader's to check, as are the versions of the documents in `status`, `result` and `start`. What can go wrong: a line too long or not JSON ends the session, since nothing after it
 //! can be trusted; the host dials again and goes on from its cursor.
 
 mod frame;
@@ -37,7 +38,7 @@ pub enum MessageError {
     /// A message that a newer version added. It is skipped.
     #[error("unknown message `{name}`")]
     Unknown {
-        /// Its name.
+        /// Its name, at most 64 characters of it.
         name: String,
     },
     /// Not a message.
@@ -48,7 +49,9 @@ pub enum MessageError {
 /// Decodes an externally tagged message, and tells one of an unknown name from one that is malformed.
 fn decode<'a, T: serde::Deserialize<'a>>(line: &'a [u8], known: &[&str]) -> Result<T, MessageError> {
     serde_json::from_slice(line).map_err(|error| match name_of(line) {
-        Some(name) if !known.contains(&name.as_str()) => MessageError::Unknown { name },
+        Some(name) if !known.contains(&name.as_str()) => {
+            MessageError::Unknown { name: name.chars().take(64).collect() }
+        }
         _ => MessageError::Malformed(error),
     })
 }
