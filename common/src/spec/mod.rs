@@ -3,12 +3,15 @@
 mod hash;
 mod policy;
 mod read;
+mod redact;
+mod strict;
 mod types;
 mod validate;
 
 pub use hash::{difference, hash};
 pub use policy::{OutputCollection, OutputCollectionMode, Policies, RestartPolicy, RetentionPolicy};
 pub use read::SpecError;
+pub use redact::REDACTED;
 pub use types::{
     Bootstrap, Identity, Incus, InstanceType, Mount, MountKind, MountMode, OutputLimits, Paths, Resources, RuntimeSpec,
     Watchdogs,

@@ -230,8 +230,8 @@ impl Default for Paths {
     }
 }
 
-/// What the workload finds when it starts.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+/// What the workload finds when it starts. Its `Debug` form shows the names of environment, files and secrets only.
+#[derive(Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[cfg_attr(feature = "schema", schemars(deny_unknown_fields))]
 #[serde(default)]

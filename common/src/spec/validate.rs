@@ -6,6 +6,8 @@ use std::path::{Component, Path};
 
 use super::policy::{RestartPolicy, RetentionPolicy};
 use super::types::{InstanceType, Mount, MountKind, MountMode, Paths, RuntimeSpec, Watchdogs};
+use crate::limits::{MAX_ENV_BYTES, MAX_START_BYTES};
+use crate::paths as contract;
 
 /// A field that cannot be used.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -28,11 +30,31 @@ impl fmt::Display for FieldError {
     }
 }
 
+/// The path of the member `name` of what stands at `at`. A name that is no plain word is quoted, so that no path can be
+/// taken for another and no control character reaches a terminal.
+pub(super) fn member(at: &str, name: &str) -> String {
+    let plain = !name.is_empty() && name.bytes().all(|b| b.is_ascii_alphanumeric() || b"_-".contains(&b));
+    match (plain, at.is_empty()) {
+        (true, true) => name.to_owned(),
+        (true, false) => format!("{at}.{name}"),
+        (false, _) => format!("{at}[{}]", serde_json::Value::from(name)),
+    }
+}
+
 /// Guest folders that a mount would not survive in, or would break: tmpfs and the kernel's own.
-const RESERVED_GUEST_FOLDERS: [&str; 4] = ["/run", "/proc", "/sys", "/dev"];
+const RESERVED_GUEST_FOLDERS: [&str; 5] = ["/run", "/var/run", "/proc", "/sys", "/dev"];
 
 /// The longest deadline, ten years: far beyond use, and far below what arithmetic on times could overflow on.
 const MAX_SECS: u64 = 10 * 366 * 86_400;
+
+/// Beyond use, and few enough for one request to Incus.
+const MAX_PROFILES: usize = 64;
+
+/// Beyond use; each mount is a device of the instance.
+const MAX_MOUNTS: usize = 128;
+
+/// All of `metadata` as JSON: it is kept in the journal.
+const MAX_METADATA_BYTES: usize = 64 * 1024;
 
 /// Collects what is wrong.
 #[derive(Default)]
@@ -75,6 +97,7 @@ pub(super) fn validate(spec: &RuntimeSpec) -> Vec<FieldError> {
     watchdogs(&spec.watchdogs, &mut problems);
     limits(spec, &mut problems);
     labels(spec, &mut problems);
+    metadata(spec, &mut problems);
     problems.0
 }
 
@@ -100,11 +123,12 @@ fn incus(spec: &RuntimeSpec, problems: &mut Problems) {
     let incus = &spec.incus;
     let mut name = |path: &str, value: &str| {
         let fits = (1..=256).contains(&value.len()) && !value.chars().any(char::is_control);
-        problems.check(fits, path, "must name one (1 to 256 bytes, no control characters)");
+        problems.check(fits, path, "must be a name of 1 to 256 bytes, without control characters");
     };
     name("incus.project", &incus.project);
     name("incus.profile", &incus.profile);
     name("incus.image_alias", &incus.image_alias);
+    let extra = incus.extra_profiles.len();
     for (index, profile) in incus.extra_profiles.iter().enumerate() {
         name(&format!("incus.extra_profiles[{index}]"), profile);
     }
@@ -113,6 +137,7 @@ fn incus(spec: &RuntimeSpec, problems: &mut Problems) {
         "incus.instance_type",
         "`virtual_machine` (the default); set it to \"container\"",
     );
+    problems.check(extra <= MAX_PROFILES, "incus.extra_profiles", "must be at most 64 profiles");
     problems.not_implemented(incus.target.is_none(), "incus.target", "remove it");
 }
 
@@ -130,6 +155,10 @@ fn resources(spec: &RuntimeSpec, problems: &mut Problems) {
 }
 
 fn mounts(mounts: &[Mount], problems: &mut Problems) {
+    if mounts.len() > MAX_MOUNTS {
+        problems.add("mounts", format!("are {}, must be at most {MAX_MOUNTS}", mounts.len()));
+        return;
+    }
     let mut taken: BTreeSet<&Path> = BTreeSet::new();
     for (index, mount) in mounts.iter().enumerate() {
         let at = |field: &str| format!("mounts[{index}].{field}");
@@ -138,7 +167,11 @@ fn mounts(mounts: &[Mount], problems: &mut Problems) {
             &at("kind"),
             "only `read_only_snapshot` is",
         );
-        problems.check(mount.mode == MountMode::ReadOnly, &at("mode"), "a read_only_snapshot is `read_only`");
+        problems.check(
+            mount.kind != MountKind::ReadOnlySnapshot || mount.mode == MountMode::ReadOnly,
+            &at("mode"),
+            "must be \"read_only\" for a read_only_snapshot",
+        );
         problems.not_implemented(mount.required, &at("required"), "an optional mount; remove the field, or the mount");
         if let Err(problem) = normal_absolute(&mount.source) {
             problems.add(at("source"), problem);
@@ -216,7 +249,7 @@ fn policies(spec: &RuntimeSpec, problems: &mut Problems) {
         "`debug_keep`; use `keep_until_stopped`",
     );
     let globs = &policies.output_collection.artifact_globs;
-    problems.check(globs.len() <= 256, "policies.output_collection.artifact_globs", "must be at most 256");
+    problems.check(globs.len() <= 256, "policies.output_collection.artifact_globs", "must be at most 256 patterns");
     for (index, glob) in globs.iter().enumerate() {
         let fits = (1..=1024).contains(&glob.len())
             && !glob.starts_with('/')
@@ -233,21 +266,33 @@ fn workload(spec: &RuntimeSpec, problems: &mut Problems) {
             problems.add("entry_command", "is missing: images that start their own workload are not implemented yet");
         }
         Some(command) => {
-            let fits = (1..=65_536).contains(&command.trim().len()) && !command.contains('\0');
+            let fits = !command.trim().is_empty() && command.len() <= 65_536 && !command.contains('\0');
             problems.check(fits, "entry_command", "must be a command of 1 to 65536 bytes, without NUL");
         }
     }
     let bootstrap = &spec.bootstrap;
     for (name, value) in &bootstrap.env {
-        let path = format!("bootstrap.env.{name}");
+        let path = member("bootstrap.env", name);
         let named = (1..=256).contains(&name.len())
             && !name.starts_with(|c: char| c.is_ascii_digit())
             && name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_');
         problems.check(named, &path, "a variable's name is A-Z a-z 0-9 _, first no digit");
+        problems.check(name != contract::ROOT_ENV, &path, "is set by the guest's agent: remove it");
         problems.check(!value.contains('\0'), &path, "must not hold NUL");
     }
     let env_bytes: usize = bootstrap.env.iter().map(|(name, value)| name.len() + value.len()).sum();
-    problems.range("bootstrap.env", env_bytes as u64, 0, 128 * 1024);
+    if env_bytes > MAX_ENV_BYTES {
+        problems.add("bootstrap.env", format!("is {env_bytes} bytes long, must be at most {MAX_ENV_BYTES}"));
+    } else if start_bytes(spec) > MAX_START_BYTES {
+        let bytes = start_bytes(spec);
+        problems.add(
+            "bootstrap.env",
+            format!(
+                "takes {bytes} bytes as JSON together with entry_command and cwd, must be at most {MAX_START_BYTES}: \
+                 put what is long into a read_only_snapshot mount"
+            ),
+        );
+    }
     if let Some(Err(problem)) = bootstrap.cwd.as_deref().map(normal_absolute) {
         problems.add("bootstrap.cwd", problem);
     }
@@ -255,6 +300,13 @@ fn workload(spec: &RuntimeSpec, problems: &mut Problems) {
     problems.not_implemented(bootstrap.files.is_empty(), "bootstrap.files", "use a read_only_snapshot mount");
     problems.not_implemented(bootstrap.secrets.is_empty(), "bootstrap.secrets", "remove it");
     problems.not_implemented(spec.devices.is_empty(), "devices", "remove it");
+}
+
+/// What the spec gives of a `start` message, as JSON.
+fn start_bytes(spec: &RuntimeSpec) -> usize {
+    let bootstrap = &spec.bootstrap;
+    // Strings and a map of strings are serializable.
+    serde_json::to_string(&(&spec.entry_command, &bootstrap.env, &bootstrap.cwd)).expect("serializable").len()
 }
 
 fn watchdogs(watchdogs: &Watchdogs, problems: &mut Problems) {
@@ -283,13 +335,21 @@ fn limits(spec: &RuntimeSpec, problems: &mut Problems) {
 }
 
 fn labels(spec: &RuntimeSpec, problems: &mut Problems) {
-    problems.check(spec.labels.len() <= 64, "labels", "must be at most 64");
+    problems.check(spec.labels.len() <= 64, "labels", "must be at most 64 labels");
     for (name, value) in &spec.labels {
-        let path = format!("labels.{name}");
+        let path = member("labels", name);
         let named =
             (1..=64).contains(&name.len()) && name.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b));
         problems.check(named, &path, "a label's name is 1 to 64 of A-Z a-z 0-9 . _ -");
         let fits = value.len() <= 1024 && !value.chars().any(char::is_control);
         problems.check(fits, &path, "must be at most 1024 bytes, without control characters");
+    }
+}
+
+fn metadata(spec: &RuntimeSpec, problems: &mut Problems) {
+    // JSON values under string keys are serializable.
+    let bytes = serde_json::to_string(&spec.metadata).expect("serializable").len();
+    if bytes > MAX_METADATA_BYTES {
+        problems.add("metadata", format!("takes {bytes} bytes as JSON, must be at most {MAX_METADATA_BYTES}"));
     }
 }
