@@ -74,25 +74,19 @@ const FOLDERS: [(&str, u32); 13] = [
     ("workspace", 0o755),
 ];
 
-/// Makes the images in a folder of this lab's own and imports them; without an agent only the bare one.
+/// Makes the images in the lab's folder and imports them; without an agent only the bare one.
 pub(crate) fn provide(lab: &Lab, busybox: &Path, agent: Option<&Path>) -> Result<()> {
     say::step("Make and import the images");
-    let scratch = place::own().join(format!("image-{}", lab.name()));
-    let made = make_and_import(lab, busybox, agent, &scratch);
-    let removed = fs::remove_dir_all(&scratch).tried(format!("remove {}", scratch.display()));
-    made.and(removed)
-}
-
-fn make_and_import(lab: &Lab, busybox: &Path, agent: Option<&Path>, scratch: &Path) -> Result<()> {
+    let scratch = lab.dir().join("image");
     let root = scratch.join("rootfs");
     lay_out(&root, busybox)?;
     write(&scratch.join("metadata.yaml"), 0o644, &metadata())?;
-    incus::import(lab, &pack(scratch, "bare.tar.gz")?, &[BARE])?;
+    incus::import(lab, &pack(&scratch, "bare.tar.gz")?, &[BARE])?;
     if let Some(agent) = agent {
         place_program(agent, &root.join("usr/bin/pika-guest"))?;
-        incus::import(lab, &pack(scratch, "agent.tar.gz")?, &WITH_AGENT)?;
+        incus::import(lab, &pack(&scratch, "agent.tar.gz")?, &WITH_AGENT)?;
     }
-    Ok(())
+    fs::remove_dir_all(&scratch).tried(format!("remove {}", scratch.display()))
 }
 
 fn lay_out(root: &Path, busybox: &Path) -> Result<()> {

@@ -18,6 +18,7 @@
 //! | `incus/` | the daemon's `INCUS_DIR`, with `unix.socket` |
 //! | `client/` | settings of the `incus` command |
 //! | `incusd.log` | what the daemon said |
+//! | `image/` | the images, while they are made |
 //! | `guard` | process id and start time of the guard |
 
 use std::fs::{self, DirBuilder};
@@ -110,11 +111,10 @@ pub(crate) struct Kept {
     guard: Child,
     /// Closing it is the word for the guard to take the lab down.
     hold: Option<ChildStdin>,
-    said: Receiver<String>,
 }
 
 impl Kept {
-    /// Makes a lab and has its daemon started; [`Kept::wait_ready`] waits for that.
+    /// Makes a lab, has its daemon started and waits until that answers.
     pub(crate) fn start() -> Result<Self> {
         teardown::sweep();
         let lab = Lab::create()?;
@@ -136,28 +136,14 @@ impl Kept {
                 let _ = tell.send(word);
             });
         }
-        Ok(Self { lab, guard, hold, said })
+        // From here on an early return takes the lab down.
+        let kept = Self { lab, guard, hold };
+        wait_ready(&said)?;
+        Ok(kept)
     }
 
     pub(crate) fn lab(&self) -> &Lab {
         &self.lab
-    }
-
-    /// Waits until the daemon answers.
-    pub(crate) fn wait_ready(&self) -> Result<()> {
-        loop {
-            if let Some(number) = signals::pending() {
-                return Err(Failure::Interrupted(number));
-            }
-            match self.said.recv_timeout(Duration::from_millis(20)) {
-                Ok(word) if word == "ready" => return Ok(()),
-                Ok(word) if !word.is_empty() => return Err(Failure::step(word)),
-                Err(RecvTimeoutError::Timeout) => {}
-                Ok(_) | Err(RecvTimeoutError::Disconnected) => {
-                    return Err(Failure::step("the guard of the private Incus ended before the daemon was up"));
-                }
-            }
-        }
     }
 }
 
@@ -168,6 +154,23 @@ impl Drop for Kept {
         if self.lab.dir().exists() {
             // The guard itself was killed.
             teardown::take_down(&self.lab);
+        }
+    }
+}
+
+/// Waits for the guard's word that the daemon answers.
+fn wait_ready(said: &Receiver<String>) -> Result<()> {
+    loop {
+        if let Some(number) = signals::pending() {
+            return Err(Failure::Interrupted(number));
+        }
+        match said.recv_timeout(Duration::from_millis(20)) {
+            Ok(word) if word == "ready" => return Ok(()),
+            Ok(word) if !word.is_empty() => return Err(Failure::step(word)),
+            Err(RecvTimeoutError::Timeout) => {}
+            Ok(_) | Err(RecvTimeoutError::Disconnected) => {
+                return Err(Failure::step("the guard of the private Incus ended before the daemon was up"));
+            }
         }
     }
 }

@@ -48,7 +48,7 @@ from the machine's own Debian source. An Incus that runs already is never touche
 again and again, and beside each other. Where things lie:
   target/<arch>-unknown-linux-gnu/agent/pika-guest   the agent
   target/demo/<run>/                                 what the demo collected
-  target/xtask/                                      images, logs of apt and of the last private daemon
+  target/xtask/                                      log of the last private daemon, logs of an apt that failed
 ";
 
 fn main() -> ExitCode {

@@ -2,9 +2,10 @@
 
 use std::ffi::OsStr;
 use std::fs::{self, File};
-use std::path::{Path, PathBuf};
+use std::io::Read;
+use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
-use std::thread::sleep;
+use std::thread::{JoinHandle, sleep};
 use std::time::{Duration, Instant};
 
 use crate::failure::{Failure, Result, Tried};
@@ -51,13 +52,26 @@ pub(crate) fn logged(command: &mut Command, log: &Path) -> Result<()> {
 
 /// Runs it quietly, it has to succeed; what it wrote on standard output is given back.
 pub(crate) fn captured(command: &mut Command) -> Result<String> {
-    let out = Scratch::new("out")?;
-    let err = Scratch::new("err")?;
-    let status = status(command.stdin(Stdio::null()).stdout(out.file()?).stderr(err.file()?))?;
+    let tried = format!("run `{}`", line(command));
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.spawn().tried(tried)?;
+    let (out, err) = (read_aside(child.stdout.take()), read_aside(child.stderr.take()));
+    let status = wait(child)?;
+    let (out, err) = (out.join().unwrap_or_default(), err.join().unwrap_or_default());
     if status.success() {
-        return Ok(out.text());
+        return Ok(out);
     }
-    Err(Failure::step(format!("`{}` failed ({status}): {}", line(command), err.text().trim())))
+    Err(Failure::step(format!("`{}` failed ({status}): {}", line(command), err.trim())))
+}
+
+/// Reads to the end beside the wait, so that no pipe fills up.
+fn read_aside(pipe: Option<impl Read + Send + 'static>) -> JoinHandle<String> {
+    std::thread::spawn(move || {
+        let mut bytes = Vec::new();
+        // What was read before an error is still worth showing.
+        let _ = pipe.map(|mut pipe| pipe.read_to_end(&mut bytes));
+        String::from_utf8_lossy(&bytes).into_owned()
+    })
 }
 
 /// The last lines of a log.
@@ -109,31 +123,5 @@ fn end(child: &mut Child, number: i32) {
             let _ = child.kill();
         }
         sleep(Duration::from_millis(10));
-    }
-}
-
-/// A file for the output of one program, so that no pipe can fill while the task waits.
-struct Scratch(PathBuf);
-
-impl Scratch {
-    fn new(kind: &str) -> Result<Self> {
-        let folder = crate::place::own();
-        fs::create_dir_all(&folder).tried(format!("make {}", folder.display()))?;
-        let name = format!("{}-{:?}.{kind}", std::process::id(), std::thread::current().id());
-        Ok(Self(folder.join(name)))
-    }
-
-    fn file(&self) -> Result<File> {
-        File::create(&self.0).tried(format!("write {}", self.0.display()))
-    }
-
-    fn text(&self) -> String {
-        fs::read(&self.0).map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default()
-    }
-}
-
-impl Drop for Scratch {
-    fn drop(&mut self) {
-        let _ = fs::remove_file(&self.0);
     }
 }

@@ -19,17 +19,16 @@ struct Ready {
 }
 
 impl Ready {
-    /// Installs what is missing; the daemon starts while the programs are built.
+    /// Installs what is missing, starts the daemon, builds the programs and makes the images.
     fn set_up(programs: Option<Profile>) -> Result<Self> {
         lab::must_be_root()?;
         let busybox = debian::provide()?;
         let kept = Kept::start()?;
+        incus::set_up(kept.lab())?;
         let programs = match programs {
             Some(profile) => Some((cargo::agent()?, cargo::cloud(profile)?)),
             None => None,
         };
-        kept.wait_ready()?;
-        incus::set_up(kept.lab())?;
         image::provide(kept.lab(), &busybox, programs.as_ref().map(|(agent, _)| agent.as_path()))?;
         Ok(Self { kept, programs })
     }
