@@ -139,7 +139,7 @@ pub struct Resources {
 }
 
 /// A host folder or a volume in the guest.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[cfg_attr(feature = "schema", schemars(deny_unknown_fields, extend("required" = ["kind", "guest_path", "source"])))]
 #[serde(default)]
@@ -152,9 +152,21 @@ pub struct Mount {
     pub source: String,
     /// Whether the guest may write.
     pub mode: MountMode,
-    /// Whether the runtime fails where the source is missing.
+    /// Whether the runtime fails where the source is missing. An optional mount is not implemented yet: must be true.
     #[serde(skip_serializing_if = "is_true")]
     pub required: bool,
+}
+
+impl Default for Mount {
+    fn default() -> Self {
+        Self {
+            kind: MountKind::default(),
+            guest_path: String::new(),
+            source: String::new(),
+            mode: MountMode::default(),
+            required: true,
+        }
+    }
 }
 
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde asks for a reference")]

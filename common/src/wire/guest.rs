@@ -89,6 +89,9 @@ pub struct GuestHello {
     /// The first event that is still in the file; `last_seq + 1` where none is.
     #[serde(deserialize_with = "crate::bounded::count")]
     pub first_seq: u64,
+    /// The stream's digest before `first_seq`, where earlier events were trimmed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub first_digest: Option<Digest>,
     /// The last event; 0 where there was none.
     #[serde(deserialize_with = "crate::bounded::count")]
     pub last_seq: u64,
