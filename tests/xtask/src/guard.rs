@@ -1,7 +1,8 @@
 //! The guard process of a lab: see [`crate::lab`] for the picture.
 //!
 //! It runs in a session of its own and notes signals instead of dying of them, so that only the end of its task
-//! counts. Its standard input is the pipe that the task holds; it is never written, only closed.
+//! counts. Its standard input is the pipe that the task holds: closed, whether by the task or by its death, it means
+//! that the task has ended. All that may come before that is [`SILENTLY`].
 
 use std::fs;
 use std::io::{Read, Write};
@@ -14,6 +15,9 @@ use crate::failure::{Failure, Result, Tried};
 use crate::lab::Lab;
 use crate::{incus, processes, say, signals, teardown};
 
+/// The task's wish that its end be the last that is read.
+pub(crate) const SILENTLY: &[u8] = b"silently";
+
 /// Starts the daemon, tells the task how that went, waits for the task's end and takes the lab down.
 pub(crate) fn main(dir: &Path, started_millis: &str) {
     say::start(started_millis.parse().ok());
@@ -23,9 +27,10 @@ pub(crate) fn main(dir: &Path, started_millis: &str) {
     let watch = std::thread::spawn({
         let task_ended = Arc::clone(&task_ended);
         move || {
-            // Ends at the end of the input, which nobody writes to.
-            let _ = std::io::stdin().read_to_end(&mut Vec::new());
+            let mut wish = Vec::new();
+            let _ = std::io::stdin().read_to_end(&mut wish);
             task_ended.store(true, Ordering::SeqCst);
+            wish == SILENTLY
         }
     });
     let (daemon, word) = match bring_up(&lab, || task_ended.load(Ordering::SeqCst)) {
@@ -33,8 +38,8 @@ pub(crate) fn main(dir: &Path, started_millis: &str) {
         Err((daemon, failure)) => (daemon, failure.text().unwrap_or_default()),
     };
     tell(&word);
-    let _ = watch.join();
-    teardown::take_down(&lab);
+    let silently = watch.join().unwrap_or_default();
+    teardown::take_down(&lab, silently);
     if let Some(mut daemon) = daemon {
         let _ = daemon.wait();
     }

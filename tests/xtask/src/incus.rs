@@ -1,6 +1,6 @@
 //! Finds Incus's programs, starts a daemon of our own and talks to it by the `incus` command.
 
-use std::fs::{self, File};
+use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -35,8 +35,6 @@ pub(crate) fn has_client() -> bool {
 impl Daemon {
     /// Starts the daemon on the lab's own folder.
     pub(crate) fn start(&self, lab: &Lab) -> Result<Child> {
-        // The daemon wants this folder even where its logs go elsewhere.
-        fs::create_dir_all("/var/log/incus").tried("make /var/log/incus")?;
         let log = lab.log();
         let output = File::create(&log).tried(format!("write {}", log.display()))?;
         let errors = output.try_clone().tried(format!("write {}", log.display()))?;

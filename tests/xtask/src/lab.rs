@@ -1,7 +1,7 @@
 //! A lab: a folder with a private Incus daemon in it, kept by a guard process for as long as the task lives.
 //!
 //! ```text
-//!  cargo xtask demo ──stdin (a pipe, never written)──> guard (own session) ──> incusd ──> instances
+//!  cargo xtask demo ──stdin (a pipe, kept open)────> guard (own session) ──> incusd ──> instances
 //!        │          <──stdout: "ready", or what is wrong    │
 //!        └── cargo, pika-cloud, tests                     └── at the pipe's end: ends all of them, unmounts, removes
 //! ```
@@ -22,7 +22,7 @@
 //! | `guard` | process id and start time of the guard |
 
 use std::fs::{self, DirBuilder};
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Write};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, Stdio};
@@ -30,7 +30,7 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use crate::failure::{Failure, Result, Tried};
-use crate::{say, signals, teardown};
+use crate::{guard, say, signals, teardown};
 
 /// Folder of all labs of this machine.
 pub(crate) const LABS: &str = "/var/lib/pika-xtask";
@@ -145,6 +145,12 @@ impl Kept {
     pub(crate) fn lab(&self) -> &Lab {
         &self.lab
     }
+
+    /// Takes the lab down without a word, so that what was said last stays last.
+    pub(crate) fn end_silently(mut self) {
+        // A guard that cannot be told so says its line, which does no harm.
+        let _ = self.hold.as_mut().map(|hold| hold.write_all(guard::SILENTLY));
+    }
 }
 
 impl Drop for Kept {
@@ -153,7 +159,7 @@ impl Drop for Kept {
         let _ = self.guard.wait();
         if self.lab.dir().exists() {
             // The guard itself was killed.
-            teardown::take_down(&self.lab);
+            teardown::take_down(&self.lab, false);
         }
     }
 }

@@ -21,14 +21,16 @@ const INCUS_LIMIT_SECS: &str = "10";
 /// A folder without a guard's note is that of a task that is just starting, up to this age.
 const STARTING: Duration = Duration::from_secs(60);
 
-/// Ends and removes all of the lab.
-pub(crate) fn take_down(lab: &Lab) {
+/// Ends and removes all of the lab. `silently` leaves out the line that says so.
+pub(crate) fn take_down(lab: &Lab, silently: bool) {
     let programs = || processes::marked(MARK, lab.dir());
     if !programs().is_empty() {
         say::step("End the programs that are left of this task");
         processes::end_all(PROGRAMS_GRACE, programs);
     }
-    say::step(&format!("Take down the private Incus in {}", lab.incus_dir().display()));
+    if !silently {
+        say::step(&format!("Take down the private Incus in {}", lab.incus_dir().display()));
+    }
     if lab.socket().exists() {
         delete_instances(lab);
         delete_networks(lab);
@@ -62,7 +64,7 @@ pub(crate) fn sweep() {
         };
         if abandoned {
             say::step(&format!("Found {} without its guard", lab.dir().display()));
-            take_down(&lab);
+            take_down(&lab, false);
         }
     }
 }
