@@ -130,7 +130,7 @@ pub struct Event {
     pub schema_version: u32,
     /// Counts from 1 within a stream, without a hole, up to [`MAX_COUNT`](crate::limits::MAX_COUNT).
     #[serde(deserialize_with = "crate::bounded::seq")]
-    #[cfg_attr(feature = "schema", schemars(range(min = 1, max = 9_007_199_254_740_991_u64)))]
+    #[cfg_attr(feature = "schema", schemars(range(min = 1, max = crate::limits::MAX_COUNT)))]
     pub seq: u64,
     /// When it was given its `seq`.
     pub timestamp: Timestamp,

@@ -195,6 +195,7 @@ fn is_zero(n: &u64) -> bool {
 pub struct LastEvent {
     /// Its number in the stream.
     #[serde(deserialize_with = "crate::bounded::seq")]
+    #[cfg_attr(feature = "schema", schemars(range(min = 1, max = crate::limits::MAX_COUNT)))]
     pub seq: u64,
     /// Its kind.
     pub kind: State,

@@ -88,12 +88,14 @@ pub struct GuestHello {
     pub machine_uuid: Option<String>,
     /// The first event that is still in the file; `last_seq + 1` where none is.
     #[serde(deserialize_with = "crate::bounded::count")]
+    #[cfg_attr(feature = "schema", schemars(range(max = crate::limits::MAX_COUNT)))]
     pub first_seq: u64,
     /// The stream's digest before `first_seq`, where earlier events were trimmed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub first_digest: Option<Digest>,
     /// The last event; 0 where there was none.
     #[serde(deserialize_with = "crate::bounded::count")]
+    #[cfg_attr(feature = "schema", schemars(range(max = crate::limits::MAX_COUNT)))]
     pub last_seq: u64,
     /// The request that was started in this stream.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -108,9 +110,11 @@ pub struct LogChunk {
     pub file: String,
     /// Where in the file they begin.
     #[serde(deserialize_with = "crate::bounded::count")]
+    #[cfg_attr(feature = "schema", schemars(range(max = crate::limits::MAX_COUNT)))]
     pub offset: u64,
     /// How many follow, at most [`MAX_CHUNK_BYTES`](crate::limits::MAX_CHUNK_BYTES).
     #[serde(deserialize_with = "crate::bounded::chunk_len")]
+    #[cfg_attr(feature = "schema", schemars(range(max = crate::limits::MAX_CHUNK_BYTES)))]
     pub len: u64,
 }
 
@@ -130,12 +134,15 @@ pub struct Entry {
     pub mode: u32,
     /// The file's size in bytes.
     #[serde(deserialize_with = "crate::bounded::count")]
+    #[cfg_attr(feature = "schema", schemars(range(max = crate::limits::MAX_COUNT)))]
     pub size: u64,
     /// Where in the file this chunk begins.
     #[serde(default, deserialize_with = "crate::bounded::count")]
+    #[cfg_attr(feature = "schema", schemars(range(max = crate::limits::MAX_COUNT)))]
     pub offset: u64,
     /// How many raw bytes follow, at most [`MAX_CHUNK_BYTES`](crate::limits::MAX_CHUNK_BYTES).
     #[serde(default, deserialize_with = "crate::bounded::chunk_len")]
+    #[cfg_attr(feature = "schema", schemars(range(max = crate::limits::MAX_CHUNK_BYTES)))]
     pub len: u64,
     /// Of all the file's bytes that were sent; its presence ends the file.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -148,6 +155,7 @@ pub struct Entry {
 pub struct Heartbeat {
     /// The last event in the file.
     #[serde(deserialize_with = "crate::bounded::count")]
+    #[cfg_attr(feature = "schema", schemars(range(max = crate::limits::MAX_COUNT)))]
     pub seq: u64,
     /// Seconds since the guest booted.
     pub uptime: u64,
@@ -172,15 +180,18 @@ pub enum Notice {
     Gap {
         /// The first event that is still there.
         #[serde(deserialize_with = "crate::bounded::count")]
+        #[cfg_attr(feature = "schema", schemars(range(max = crate::limits::MAX_COUNT)))]
         first_seq: u64,
     },
     /// A line of `events.jsonl` is no event. It is left out.
     BadLine {
         /// Where in the file it begins.
         #[serde(deserialize_with = "crate::bounded::count")]
+        #[cfg_attr(feature = "schema", schemars(range(max = crate::limits::MAX_COUNT)))]
         offset: u64,
         /// Its length.
         #[serde(deserialize_with = "crate::bounded::count")]
+        #[cfg_attr(feature = "schema", schemars(range(max = crate::limits::MAX_COUNT)))]
         bytes: u64,
         /// Why it is none.
         reason: String,
@@ -193,15 +204,18 @@ pub enum Notice {
         file: String,
         /// The first missing byte.
         #[serde(deserialize_with = "crate::bounded::count")]
+        #[cfg_attr(feature = "schema", schemars(range(max = crate::limits::MAX_COUNT)))]
         from: u64,
         /// The first byte that is there again.
         #[serde(deserialize_with = "crate::bounded::count")]
+        #[cfg_attr(feature = "schema", schemars(range(max = crate::limits::MAX_COUNT)))]
         to: u64,
     },
     /// The cursor does not fit the stream: the guest was restored to an earlier state.
     Rewound {
         /// The guest's last event.
         #[serde(deserialize_with = "crate::bounded::count")]
+        #[cfg_attr(feature = "schema", schemars(range(max = crate::limits::MAX_COUNT)))]
         last_seq: u64,
     },
     /// A file that matched is left out of the archive.
@@ -215,12 +229,15 @@ pub enum Notice {
     ArchiveDone {
         /// Files and folders sent.
         #[serde(deserialize_with = "crate::bounded::count")]
+        #[cfg_attr(feature = "schema", schemars(range(max = crate::limits::MAX_COUNT)))]
         files: u64,
         /// Bytes sent.
         #[serde(deserialize_with = "crate::bounded::count")]
+        #[cfg_attr(feature = "schema", schemars(range(max = crate::limits::MAX_COUNT)))]
         bytes: u64,
         /// Entries that matched and were left out.
         #[serde(deserialize_with = "crate::bounded::count")]
+        #[cfg_attr(feature = "schema", schemars(range(max = crate::limits::MAX_COUNT)))]
         skipped: u64,
         /// Whether a limit ended it.
         truncated: bool,

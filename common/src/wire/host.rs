@@ -86,6 +86,7 @@ pub struct Cursor {
     pub stream_id: String,
     /// The last event.
     #[serde(deserialize_with = "crate::bounded::count")]
+    #[cfg_attr(feature = "schema", schemars(range(max = crate::limits::MAX_COUNT)))]
     pub seq: u64,
     /// The stream's digest at `seq`, see [`Digest::chain`].
     pub digest: Digest,
@@ -100,6 +101,7 @@ pub struct Cursor {
 pub struct Ack {
     /// The last event.
     #[serde(deserialize_with = "crate::bounded::count")]
+    #[cfg_attr(feature = "schema", schemars(range(max = crate::limits::MAX_COUNT)))]
     pub seq: u64,
     /// The next byte of each log file.
     #[serde(default)]
