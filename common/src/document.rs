@@ -60,17 +60,15 @@ pub(crate) fn decode<'a, T: Deserialize<'a>>(
         return Err(DecodeError::TooLong { document, found: text.len(), limit });
     }
     let malformed = |source| DecodeError::Malformed { document, source };
-    let probe: VersionProbe = serde_json::from_slice(text).map_err(malformed)?;
-    if !is_object(text) {
-        return Err(malformed(serde::de::Error::custom("expected an object")));
+    // serde_json does not look into what it skips, and everything is skipped once.
+    let text = std::str::from_utf8(text).map_err(|error| malformed(serde::de::Error::custom(error)))?;
+    // serde takes an array for a struct's fields; the contract does not.
+    if text.trim_ascii_start().starts_with('[') {
+        return Err(malformed(serde::de::Error::custom("expected an object, found an array")));
     }
+    let probe: VersionProbe = serde_json::from_str(text).map_err(malformed)?;
     check_version(document, probe.schema_version, supported)?;
-    serde_json::from_slice(text).map_err(malformed)
-}
-
-/// Whether JSON text is an object. serde reads an array as a struct's fields too; the contract does not.
-pub(crate) fn is_object(text: &[u8]) -> bool {
-    text.trim_ascii_start().starts_with(b"{")
+    serde_json::from_str(text).map_err(malformed)
 }
 
 /// Refuses another version than the one that is read.

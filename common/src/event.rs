@@ -10,6 +10,10 @@ use crate::document::{self, DecodeError, Extra, SCHEMA_VERSION};
 use crate::limits::MAX_EVENT_BYTES;
 use crate::timestamp::Timestamp;
 
+mod head;
+
+pub use head::EventHead;
+
 /// Where a runtime stands. The vocabulary stays this small; what more a workload has to say is progress.
 ///
 /// A state that this build does not know is kept as [`State::Unknown`], so that a newer guest never breaks an older host.
@@ -175,36 +179,5 @@ impl Event {
     /// `details.exit_code`, where the terminal event carries one.
     pub fn exit_code(&self) -> Option<i32> {
         self.details.as_ref()?.get("exit_code")?.as_i64()?.try_into().ok()
-    }
-}
-
-/// What a mover of events needs of a line, without copying it: everything else stays as it stands in the file.
-#[derive(Debug, Deserialize)]
-pub struct EventHead<'a> {
-    /// As in [`Event`].
-    pub schema_version: u32,
-    /// As in [`Event`].
-    #[serde(deserialize_with = "crate::bounded::seq")]
-    pub seq: u64,
-    /// The name of its kind.
-    #[serde(borrow)]
-    pub kind: Cow<'a, str>,
-}
-
-impl<'a> EventHead<'a> {
-    /// Reads the head of a line that is not longer than an event may be and holds one JSON object.
-    ///
-    /// The other fields are not looked at: a line whose head is right may still be refused by [`Event::decode`], for
-    /// a message that is no text or details that are nested too deep.
-    pub fn decode(line: &'a [u8]) -> Result<Self, DecodeError> {
-        if line.len() <= MAX_EVENT_BYTES && document::is_object(line) {
-            // serde_json does not look into the strings that it skips, so UTF-8 is checked here.
-            match std::str::from_utf8(line).map(serde_json::from_str::<Self>) {
-                Ok(Ok(head)) if head.schema_version == SCHEMA_VERSION => return Ok(head),
-                _ => {}
-            }
-        }
-        // Not one of ours: the slow way says why.
-        document::decode("event", SCHEMA_VERSION, MAX_EVENT_BYTES, line)
     }
 }

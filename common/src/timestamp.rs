@@ -24,11 +24,12 @@ pub struct NotATimestamp(String);
 impl Timestamp {
     /// Takes `text` if it has the form of RFC 3339. Whether the day exists in its month is not checked.
     pub fn parse(text: &str) -> Result<Self, NotATimestamp> {
-        if has_rfc3339_form(text.as_bytes()) {
-            Ok(Self(text.to_owned()))
-        } else {
-            Err(NotATimestamp(text.chars().take(64).collect()))
-        }
+        Self::check(text).map(|()| Self(text.to_owned()))
+    }
+
+    /// As [`Timestamp::parse`], without a copy.
+    pub(crate) fn check(text: &str) -> Result<(), NotATimestamp> {
+        if has_rfc3339_form(text.as_bytes()) { Ok(()) } else { Err(NotATimestamp(text.chars().take(64).collect())) }
     }
 
     /// From seconds and microseconds since 1970-01-01T00:00:00Z, as UTC with microseconds. What RFC 3339 cannot write
