@@ -6,7 +6,6 @@
 
 use std::fs;
 use std::io::{Read, Write};
-use std::path::Path;
 use std::process::Child;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -18,11 +17,13 @@ use crate::{incus, processes, say, signals, teardown};
 /// The task's wish that its end be the last that is read.
 pub(crate) const SILENTLY: &[u8] = b"silently";
 
-/// Starts the daemon, tells the task how that went, waits for the task's end and takes the lab down.
-pub(crate) fn main(dir: &Path, started_millis: &str) {
+/// What the guard says when the daemon answers, before the lab's folder.
+pub(crate) const READY: &str = "ready ";
+
+/// Makes a lab, starts its daemon, tells the task how that went, waits for the task's end and takes the lab down.
+pub(crate) fn main(started_millis: &str) {
     say::start(started_millis.parse().ok());
     signals::install();
-    let lab = Lab::at(dir);
     let task_ended = Arc::new(AtomicBool::new(false));
     let watch = std::thread::spawn({
         let task_ended = Arc::clone(&task_ended);
@@ -33,8 +34,12 @@ pub(crate) fn main(dir: &Path, started_millis: &str) {
             wish == SILENTLY
         }
     });
+    let lab = match Lab::create() {
+        Ok(lab) => lab,
+        Err(failure) => return tell(&failure.text().unwrap_or_default()),
+    };
     let (daemon, word) = match bring_up(&lab, || task_ended.load(Ordering::SeqCst)) {
-        Ok(daemon) => (Some(daemon), "ready".to_owned()),
+        Ok(daemon) => (Some(daemon), format!("{READY}{}", lab.dir().display())),
         Err((daemon, failure)) => (daemon, failure.text().unwrap_or_default()),
     };
     tell(&word);
@@ -45,13 +50,14 @@ pub(crate) fn main(dir: &Path, started_millis: &str) {
     }
 }
 
-/// Says what the task waits for, closed by a NUL: `ready`, or what went wrong. A task that is gone hears nothing, which is no failure.
+/// Says what the task waits for, closed by a NUL: [`READY`] and the folder, or what went wrong. A task that is gone hears nothing, which is no failure.
 fn tell(word: &str) {
     let mut out = std::io::stdout();
     let _ = out.write_all(word.as_bytes()).and_then(|()| out.write_all(b"\0")).and_then(|()| out.flush());
 }
 
 fn bring_up(lab: &Lab, ended: impl Fn() -> bool) -> std::result::Result<Child, (Option<Child>, Failure)> {
+    say::step(&format!("Start a private Incus in {}", lab.incus_dir().display()));
     let start = || -> Result<_> {
         let guard_file = lab.guard_file();
         let identity = processes::identity(std::process::id());

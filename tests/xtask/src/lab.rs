@@ -1,14 +1,15 @@
 //! A lab: a folder with a private Incus daemon in it, kept by a guard process for as long as the task lives.
 //!
 //! ```text
-//!  cargo xtask demo ──stdin (a pipe, kept open)────> guard (own session) ──> incusd ──> instances
-//!        │          <──stdout: "ready", or what is wrong    │
-//!        └── cargo, pika-cloud, tests                     └── at the pipe's end: ends all of them, unmounts, removes
+//!  cargo xtask demo ──stdin, kept open──────────────> guard (own session) ──> incusd ──> instances
+//!        │          <──stdout, "ready DIR" or why not──   │
+//!        └── cargo, pika-cloud, tests                     └── at stdin's end: ends all of them, unmounts, removes
 //! ```
 //!
-//! The task starts the guard, and the guard the daemon. However the task ends, by itself, by a signal, by `kill -9`,
-//! the kernel closes its end of the pipe; that is what the guard waits for. Should the guard itself be killed, the
-//! next task finds the folder without a living guard and clears it.
+//! The task starts the guard; the guard makes the folder and starts the daemon. However the task ends, by itself, by a
+//! signal, by `kill -9`, the kernel closes its end of the pipe; that is what the guard waits for. Should the guard
+//! itself be killed, its task takes the lab down instead, or else the next task does, which finds a folder without a
+//! living guard.
 //!
 //! The folder, `/var/lib/pika-xtask/<run>/`, lies where only root writes, not on a tmpfs (those may be `noexec`), and
 //! its path is short, since a UNIX socket's has at most 107 bytes:
@@ -49,7 +50,7 @@ impl Lab {
     }
 
     /// Makes the folder of a new lab.
-    fn create() -> Result<Self> {
+    pub(crate) fn create() -> Result<Self> {
         // Below, the daemon lets its containers' users pass; what is secret in it, it closes itself.
         let passable = |recursive| {
             let mut builder = DirBuilder::new();
@@ -108,38 +109,16 @@ impl Lab {
 /// A lab with its guard. Dropping it takes the lab down and waits for that.
 pub(crate) struct Kept {
     lab: Lab,
-    guard: Child,
-    /// Closing it is the word for the guard to take the lab down.
-    hold: Option<ChildStdin>,
+    guard: Guard,
 }
 
 impl Kept {
-    /// Makes a lab, has its daemon started and waits until that answers.
+    /// Has a guard make a lab and start its daemon, and waits until that answers.
     pub(crate) fn start() -> Result<Self> {
         teardown::sweep();
-        let lab = Lab::create()?;
-        say::step(&format!("Start a private Incus in {}", lab.incus_dir().display()));
-        // `setsid` takes the guard out of reach of the terminal's signals. The program is named by its link in /proc,
-        // since a build may replace the file meanwhile.
-        let own_program = PathBuf::from(format!("/proc/{}/exe", std::process::id()));
-        let mut command = Command::new("setsid");
-        command.arg(own_program).arg("__guard").arg(lab.dir()).arg(say::started_millis().to_string());
-        let guard = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn();
-        let mut guard = guard.tried("start the guard of the private Incus by `setsid`")?;
-        let hold = guard.stdin.take();
-        let (tell, said) = channel();
-        if let Some(stdout) = guard.stdout.take() {
-            std::thread::spawn(move || {
-                let mut word = Vec::new();
-                let _ = BufReader::new(stdout).read_until(0, &mut word);
-                let word = String::from_utf8_lossy(&word).trim_end_matches('\0').to_owned();
-                let _ = tell.send(word);
-            });
-        }
-        // From here on an early return takes the lab down.
-        let kept = Self { lab, guard, hold };
-        wait_ready(&said)?;
-        Ok(kept)
+        let (guard, said) = Guard::start()?;
+        let lab = wait_ready(&said)?;
+        Ok(Self { lab, guard })
     }
 
     pub(crate) fn lab(&self) -> &Lab {
@@ -149,14 +128,13 @@ impl Kept {
     /// Takes the lab down without a word, so that what was said last stays last.
     pub(crate) fn end_silently(mut self) {
         // A guard that cannot be told so says its line, which does no harm.
-        let _ = self.hold.as_mut().map(|hold| hold.write_all(guard::SILENTLY));
+        let _ = self.guard.hold.as_mut().map(|hold| hold.write_all(guard::SILENTLY));
     }
 }
 
 impl Drop for Kept {
     fn drop(&mut self) {
-        drop(self.hold.take());
-        let _ = self.guard.wait();
+        self.guard.end();
         if self.lab.dir().exists() {
             // The guard itself was killed.
             teardown::take_down(&self.lab, false);
@@ -164,21 +142,62 @@ impl Drop for Kept {
     }
 }
 
+/// The guard process, as its task sees it. Dropping it waits for its work.
+struct Guard {
+    process: Child,
+    /// Closing it is the word for the guard to take the lab down.
+    hold: Option<ChildStdin>,
+}
+
+impl Guard {
+    /// Starts it; what it says of the daemon comes through the channel.
+    fn start() -> Result<(Self, Receiver<String>)> {
+        // `setsid` takes the guard out of reach of the terminal's signals. The program is named by its link in /proc,
+        // since a build may replace the file meanwhile.
+        let own_program = format!("/proc/{}/exe", std::process::id());
+        let mut command = Command::new("setsid");
+        command.args([&own_program, "__guard", &say::started_millis().to_string()]);
+        let process = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn();
+        let mut process = process.tried("start the guard of the private Incus by `setsid`")?;
+        let (hold, stdout) = (process.stdin.take(), process.stdout.take());
+        let (tell, said) = channel();
+        std::thread::spawn(move || {
+            let mut word = Vec::new();
+            let _ = stdout.map(|stdout| BufReader::new(stdout).read_until(0, &mut word));
+            let _ = tell.send(String::from_utf8_lossy(&word).trim_end_matches('\0').to_owned());
+        });
+        Ok((Self { process, hold }, said))
+    }
+
+    fn end(&mut self) {
+        drop(self.hold.take());
+        let _ = self.process.wait();
+    }
+}
+
+impl Drop for Guard {
+    fn drop(&mut self) {
+        self.end();
+    }
+}
+
 /// Waits for the guard's word that the daemon answers.
-fn wait_ready(said: &Receiver<String>) -> Result<()> {
+fn wait_ready(said: &Receiver<String>) -> Result<Lab> {
     loop {
         if let Some(number) = signals::pending() {
             return Err(Failure::Interrupted(number));
         }
         match said.recv_timeout(Duration::from_millis(20)) {
-            Ok(word) if word == "ready" => return Ok(()),
-            Ok(word) if !word.is_empty() => return Err(Failure::step(word)),
-            Err(RecvTimeoutError::Timeout) => {}
-            Ok(_) | Err(RecvTimeoutError::Disconnected) => {
-                return Err(Failure::step("the guard of the private Incus ended before the daemon was up"));
+            Ok(word) if word.is_empty() => break,
+            Ok(word) => {
+                let dir = word.strip_prefix(guard::READY).map(Path::new);
+                return dir.map(Lab::at).ok_or(Failure::Step(word));
             }
+            Err(RecvTimeoutError::Timeout) => {}
+            Err(RecvTimeoutError::Disconnected) => break,
         }
     }
+    Err(Failure::step("the guard of the private Incus ended before the daemon was up"))
 }
 
 /// Says how to become root, if this is not root.

@@ -66,8 +66,8 @@ fn main() -> ExitCode {
 
 fn dispatch(args: &[String]) -> Result<()> {
     let args: Vec<&str> = args.iter().map(String::as_str).collect();
-    if let ["__guard", lab, started_millis] = args[..] {
-        guard::main(lab.as_ref(), started_millis);
+    if let ["__guard", started_millis] = args[..] {
+        guard::main(started_millis);
         return Ok(());
     }
     say::start(None);
