@@ -110,7 +110,7 @@ fn events_fill_their_limit_and_no_more() {
 /// Each is refused by `Event` and by `EventHead`; what is in brackets stands in its reason.
 #[test]
 fn broken_events_are_refused_by_both_readers() {
-    let with = |more: &str| format!(r#"{{{EVENT},{more}}}"#).into_bytes();
+    let with = |more: &str| format!("{{{EVENT},{more}}}").into_bytes();
     let seq = |seq: &str| format!("{{{EVENT}}}").replace(r#""seq":1"#, &format!(r#""seq":{seq}"#)).into_bytes();
     let message = |bytes: &[u8]| {
         let [before, after] = [

@@ -100,7 +100,7 @@ fn describe(at: &str, value: &Value, undescribed: &mut Vec<String>) {
     }
     match value {
         Value::Object(members) => {
-            members.iter().for_each(|(name, inner)| describe(&format!("{at}/{name}"), inner, undescribed))
+            members.iter().for_each(|(name, inner)| describe(&format!("{at}/{name}"), inner, undescribed));
         }
         Value::Array(items) => items.iter().for_each(|inner| describe(at, inner, undescribed)),
         _ => {}
