@@ -129,7 +129,7 @@ impl schemars::JsonSchema for State {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Event {
-    /// [`SCHEMA_VERSION`].
+    /// The version of the contract, [`SCHEMA_VERSION`].
     #[cfg_attr(feature = "schema", schemars(extend("const" = 1)))]
     pub schema_version: u32,
     /// Counts from 1 within a stream, without a hole, up to [`MAX_COUNT`](crate::limits::MAX_COUNT).

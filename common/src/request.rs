@@ -12,7 +12,7 @@ pub const REQUEST_SCHEMA_VERSION: u32 = 2;
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct GuestRequest {
-    /// [`REQUEST_SCHEMA_VERSION`].
+    /// The version of the request, [`REQUEST_SCHEMA_VERSION`].
     #[cfg_attr(feature = "schema", schemars(extend("const" = 2)))]
     pub schema_version: u32,
     /// Run by `/bin/sh -c`.

@@ -22,7 +22,7 @@ pub enum ResultStatus {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct RunResult {
-    /// [`SCHEMA_VERSION`].
+    /// The version of the contract, [`SCHEMA_VERSION`].
     #[cfg_attr(feature = "schema", schemars(extend("const" = 1)))]
     pub schema_version: u32,
     /// How the workload ended.

@@ -12,7 +12,7 @@ use crate::timestamp::Timestamp;
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Status {
-    /// [`SCHEMA_VERSION`].
+    /// The version of the contract, [`SCHEMA_VERSION`].
     #[cfg_attr(feature = "schema", schemars(extend("const" = 1)))]
     pub schema_version: u32,
     /// The kind of the last state event.

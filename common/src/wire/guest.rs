@@ -73,7 +73,7 @@ impl GuestMessage {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct GuestHello {
-    /// [`PROTOCOL`](super::PROTOCOL).
+    /// The version of the protocol, [`PROTOCOL`](super::PROTOCOL).
     pub protocol: u32,
     /// The agent's version.
     pub agent: String,

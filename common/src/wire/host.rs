@@ -52,7 +52,7 @@ pub struct Empty {}
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct HostHello {
-    /// [`PROTOCOL`](super::PROTOCOL).
+    /// The version of the protocol, [`PROTOCOL`](super::PROTOCOL).
     pub protocol: u32,
     /// What this session may do.
     pub role: Role,
