@@ -382,3 +382,11 @@ fn a_decoder_forgets_its_search_where_raw_bytes_begin() {
     decoder.feed(b"\n");
     assert!(matches!(decoder.next_frame(), Ok(Some(Frame::Line(line))) if line.len() == MAX_LINE_BYTES));
 }
+
+#[test]
+fn a_line_is_too_long_even_where_its_end_came_with_it() {
+    let mut decoder = Decoder::new();
+    decoder.feed(&vec![b'x'; MAX_LINE_BYTES + 1]);
+    decoder.feed(b"\n");
+    assert_eq!(decoder.next_frame(), Err(FrameError::LineTooLong));
+}
