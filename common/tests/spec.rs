@@ -322,6 +322,17 @@ fn unknown_fields_are_errors_at_every_level() {
 }
 
 #[test]
+fn a_misspelt_field_does_not_hide_the_one_that_was_meant() {
+    assert_lines(
+        &with(&[("incus", json!({ "image": "ci", "instance_type": "container" }))]),
+        &[
+            "incus.image: is not a field of a spec: remove it, or check its spelling",
+            "incus.image_alias: must be a name of 1 to 256 bytes, without control characters",
+        ],
+    );
+}
+
+#[test]
 fn sections_of_another_kind_are_named() {
     for section in ["identity", "incus", "resources", "paths", "policies", "bootstrap", "watchdogs", "limits"] {
         for (value, kind) in
