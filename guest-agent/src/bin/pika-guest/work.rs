@@ -1,0 +1,81 @@
+//! The verbs that stay: `run`, `stream` and the supervisor of what a session started.
+
+use pika_cloud_common::GuestRequest;
+use pika_cloud_common::limits::{MAX_DOCUMENT_BYTES, RELEASE_TIMEOUT};
+use pika_cloud_common::wire::ErrorCode;
+use pika_guest_agent::ledger::{Folder, Ledger, LedgerError};
+use pika_guest_agent::serve::serve_stdio;
+use pika_guest_agent::session::core::Ending;
+use pika_guest_agent::supervise::{self, Job, What};
+
+use crate::args::{RunArgs, SuperviseArgs};
+use crate::exit::{EX_IOERR, EX_PROTOCOL, EX_TEMPFAIL, EX_UNAVAILABLE, Failure};
+
+/// Runs a workload and ends with its exit code.
+pub(crate) fn run(args: RunArgs) -> Result<u8, Failure> {
+    let mut job = match &args.request {
+        None => Job {
+            what: What::Program(args.command),
+            timeout: None,
+            stop_grace: args.stop_grace,
+            wait_release: RELEASE_TIMEOUT,
+        },
+        Some(path) => {
+            let request = read_request(path)?;
+            Job {
+                timeout: (request.timeout_secs > 0).then(|| std::time::Duration::from_secs(request.timeout_secs)),
+                what: What::Shell {
+                    command: request.command,
+                    as_root: request.run_as_root,
+                    env: std::collections::BTreeMap::new(),
+                    cwd: None,
+                },
+                stop_grace: args.stop_grace,
+                wait_release: RELEASE_TIMEOUT,
+            }
+        }
+    };
+    job.timeout = args.timeout.filter(|timeout| !timeout.is_zero()).or(job.timeout);
+    job.wait_release = args.wait_release.unwrap_or(job.wait_release);
+    let ledger = Ledger::open()?;
+    let (mut locked, lock) = supervise::prepare_run(ledger.lock()?)?;
+    let lock = lock.ok_or(LedgerError::Supervised)?;
+    locked.update_stream(|stream| stream.supervised = true)?;
+    drop(locked);
+    Ok(exit_code(supervise::run_job(&ledger, lock.into_fd(), &job)?))
+}
+
+/// Supervises what a session started.
+pub(crate) fn supervise(args: &SuperviseArgs) -> Result<u8, Failure> {
+    let ledger = Ledger::open()?;
+    Ok(exit_code(supervise::supervise_handed_over(&ledger, args.lock_fd)?))
+}
+
+/// Serves a session.
+pub(crate) fn stream() -> Result<u8, Failure> {
+    Ok(match serve_stdio(&Ledger::root_path()) {
+        Ending::Done | Ending::HostClosed => 0,
+        Ending::PeerLost => EX_TEMPFAIL,
+        Ending::Refused(ErrorCode::UnsupportedProtocol | ErrorCode::BadMessage) => EX_PROTOCOL,
+        Ending::Refused(ErrorCode::Ledger) => EX_IOERR,
+        Ending::Refused(_) => EX_UNAVAILABLE,
+    })
+}
+
+fn read_request(path: &std::path::Path) -> Result<GuestRequest, Failure> {
+    let wrong = |source| LedgerError::Document { path: path.to_owned(), source };
+    let folder = path.parent().filter(|parent| !parent.as_os_str().is_empty());
+    let folder = folder.unwrap_or_else(|| std::path::Path::new("."));
+    let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+    let text = match Folder::open(folder)? {
+        Some(folder) => folder.read(name, MAX_DOCUMENT_BYTES)?,
+        None => None,
+    };
+    let text = text.ok_or_else(|| Failure::NoInput(format!("{} does not exist", path.display())))?;
+    Ok(GuestRequest::decode(&text).map_err(wrong)?)
+}
+
+/// Of a process: eight bits.
+fn exit_code(code: i32) -> u8 {
+    u8::try_from(code & 0xff).unwrap_or(u8::MAX)
+}

@@ -1,0 +1,349 @@
+//! What a session does with the files: reads them for the host, and records what the host says.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use pika_cloud_common::limits::MAX_DOCUMENT_BYTES;
+use pika_cloud_common::wire::{
+    Ack, Archive, ErrorCode, GuestMessage, Heartbeat, HostHello, Notice, SessionError, Start, write_event,
+};
+use pika_cloud_common::{RunResult, State, Status, paths};
+use rustix::fd::{BorrowedFd, OwnedFd};
+use rustix::process::PidfdFlags;
+
+use super::stream::refusal;
+use crate::ledger::{self, AckFile, Draft, FileLock, Folder, Ledger, LedgerError, OwnerFile, StreamFile, system};
+use crate::session::bulk::LogTail;
+use crate::session::core::{Dirt, Done, Opened, Work};
+use crate::session::source::{self, OpenError};
+use crate::session::{EventTail, Piece, Tailed};
+use crate::supervise::{self, Answer};
+use crate::watch::Watch;
+
+/// The files, as one session sees them.
+pub(super) struct Files {
+    root: PathBuf,
+    session: String,
+    open: Option<Open>,
+    /// Supervisors that this process started, to be reaped.
+    children: Vec<std::process::Child>,
+}
+
+struct Open {
+    ledger: Ledger,
+    folder: Folder,
+    stream_id: String,
+    previous: bool,
+    watch: Watch,
+    tail: EventTail,
+    logs: LogTail,
+    status: Vec<u8>,
+    result: Vec<u8>,
+    ack: AckFile,
+}
+
+type Refused<T> = Result<T, SessionError>;
+
+fn broken(error: &LedgerError) -> SessionError {
+    refusal(ErrorCode::Ledger, error)
+}
+
+impl Files {
+    pub(super) fn new(root: &Path) -> Self {
+        Self { root: root.to_owned(), session: system::random_id(), open: None, children: Vec::new() }
+    }
+
+    pub(super) fn ledger(&self) -> Option<&Ledger> {
+        self.open.as_ref().map(|open| &open.ledger)
+    }
+
+    /// Finds the stream for the host's hello.
+    pub(super) fn open(&mut self, hello: &HostHello) -> Refused<Opened> {
+        let ledger = Ledger::open_at(&self.root).map_err(|error| broken(&error))?;
+        let watch = Watch::new(ledger.folder());
+        let (source, opened) = source::open(&ledger, hello, &self.session).map_err(|error| match &error {
+            OpenError::StaleTerm { .. } => refusal(ErrorCode::StaleTerm, &error),
+            OpenError::Ledger(error) => broken(error),
+        })?;
+        // Without logs the events still come.
+        let logs = source.folder.child(paths::LOGS_DIR).ok().flatten();
+        let mut open = Open {
+            ack: AckFile::read(&source.folder, &source.stream_id),
+            tail: EventTail::new(source.after),
+            folder: source.folder,
+            stream_id: source.stream_id,
+            previous: source.previous,
+            logs: LogTail::new(None, source.logs),
+            status: Vec::new(),
+            result: Vec::new(),
+            ledger,
+            watch,
+        };
+        if let Some(logs) = logs {
+            open.watch.add(&logs);
+            open.logs.attach(logs);
+        }
+        self.open = Some(open);
+        Ok(opened)
+    }
+
+    /// Does a piece of the core's work.
+    pub(super) fn perform(&mut self, work: Work, ack: Option<&Ack>, out: &mut Vec<u8>) -> Refused<Done> {
+        let session = &self.session;
+        let Some(open) = &mut self.open else { return Ok(Done::Nothing) };
+        match work {
+            Work::Heartbeat => {
+                let beat = Heartbeat { seq: open.tail.last_seq(), uptime: system::uptime_secs() };
+                GuestMessage::Heartbeat(beat).write(out);
+                self.children.retain_mut(|child| matches!(child.try_wait(), Ok(None)));
+                Ok(Done::Nothing)
+            }
+            Work::Ack => ack.map_or(Ok(Done::Nothing), |ack| open.record_ack(ack, session)),
+            Work::Events => open.send_events(out).map_err(|error| broken(&error)),
+            Work::Status => {
+                open.send_status(out);
+                Ok(Done::Nothing)
+            }
+            Work::Result => {
+                open.send_result(out);
+                Ok(Done::Nothing)
+            }
+            Work::Log => Ok(if open.logs.send(out) { Done::More } else { Done::Nothing }),
+            Work::Archive => Ok(Done::Nothing),
+        }
+    }
+
+    /// Starts a workload, at most once for its request id.
+    pub(super) fn start(&mut self, start: &Start) -> Refused<GuestMessage> {
+        let Some(open) = &self.open else { return Err(not_open()) };
+        let ledger = &open.ledger;
+        let guard = open.owner_lock(&self.session)?;
+        let locked = ledger.lock().map_err(|error| broken(&error))?;
+        let (mut locked, answer) = supervise::accept(locked, start).map_err(|error| broken(&error))?;
+        let request_id = start.request_id.clone();
+        let lock = match answer {
+            Answer::Accepted(lock) => lock,
+            Answer::Already => return Ok(GuestMessage::Notice(Notice::AlreadyStarted { request_id })),
+            Answer::Busy => return Err(refusal(ErrorCode::Busy, &LedgerError::Supervised)),
+            Answer::Bad(message) => return Err(SessionError { code: ErrorCode::BadRequest, message }),
+        };
+        open.own(locked.stream());
+        match supervise::spawn_supervisor(ledger.folder().path(), lock, start) {
+            Ok(child) => self.children.push(child),
+            Err(error) => {
+                let message = format!("the supervisor could not be started: {error}");
+                let details = Some(serde_json::json!({ "exit_code": 126 }));
+                let failed = Draft { what: ledger::What::State(State::Failed), message, details };
+                locked.append_one(failed).map_err(|error| broken(&error))?;
+            }
+        }
+        drop(guard);
+        Ok(GuestMessage::Notice(Notice::Started { request_id }))
+    }
+
+    /// Passes a signal on to the workload; where none runs, nothing is done.
+    pub(super) fn signal(&self, number: i32) -> Refused<()> {
+        let Some(open) = &self.open else { return Err(not_open()) };
+        let _guard = open.owner_lock(&self.session)?;
+        supervise::signal_supervisor(&open.ledger, number);
+        Ok(())
+    }
+
+    /// Records that the guest may power off.
+    pub(super) fn release(&mut self) -> Refused<()> {
+        let Some(open) = &mut self.open else { return Err(not_open()) };
+        let _guard = open.owner_lock(&self.session)?;
+        open.ack.released = true;
+        open.ack.write(&open.ledger_folder()?).map_err(|error| broken(&error))
+    }
+
+    pub(super) fn archive(&mut self, _: &Archive) -> Refused<()> {
+        Ok(())
+    }
+
+    /// The supervisor's process, readable once it has ended.
+    pub(super) fn watch_supervisor(&self) -> Option<OwnedFd> {
+        let open = self.open.as_ref().filter(|open| !open.previous)?;
+        let pid = supervise::supervisor_pid(&open.ledger)?;
+        let pidfd = rustix::process::pidfd_open(pid, PidfdFlags::empty()).ok()?;
+        (supervise::supervisor_pid(&open.ledger) == Some(pid)).then_some(pidfd)
+    }
+
+    /// Ends a run whose supervisor is gone.
+    pub(super) fn settle_lost(&mut self) -> Refused<()> {
+        self.children.retain_mut(|child| matches!(child.try_wait(), Ok(None)));
+        let Some(open) = &self.open else { return Ok(()) };
+        let settled = open.ledger.lock().and_then(|mut locked| supervise::settle_lost(&mut locked));
+        settled.map(|_| ()).map_err(|error| broken(&error))
+    }
+
+    pub(super) fn watch_fd(&self) -> Option<BorrowedFd<'_>> {
+        self.open.as_ref()?.watch.fd()
+    }
+
+    pub(super) fn interval(&self) -> Option<Duration> {
+        self.open.as_ref()?.watch.interval()
+    }
+
+    /// What changed since the last time.
+    pub(super) fn changes(&mut self) -> Dirt {
+        match &mut self.open {
+            Some(open) => {
+                open.watch.drain();
+                Dirt::ALL
+            }
+            None => Dirt::default(),
+        }
+    }
+
+    /// Whether another session of an owner took over.
+    pub(super) fn is_superseded(&self) -> bool {
+        let Some(open) = &self.open else { return false };
+        OwnerFile::read(open.ledger.folder()).is_some_and(|owner| owner.session != self.session)
+    }
+}
+
+fn not_open() -> SessionError {
+    SessionError { code: ErrorCode::BadMessage, message: "the session is not open yet".to_owned() }
+}
+
+impl Open {
+    /// The lock under which this session is known to be the owner's.
+    fn owner_lock(&self, session: &str) -> Refused<FileLock> {
+        let guard = self.ledger.lock_session().map_err(|error| broken(&error))?;
+        match OwnerFile::read(self.ledger.folder()) {
+            Some(owner) if owner.session != session => {
+                let message = "a newer session of an owner took over".to_owned();
+                Err(SessionError { code: ErrorCode::Superseded, message })
+            }
+            _ => Ok(guard),
+        }
+    }
+
+    /// This session owns the stream that a start began, too. Best effort: it is written again at the next hello.
+    fn own(&self, stream: &StreamFile) {
+        if let Some(mut owner) =
+            OwnerFile::read(self.ledger.folder()).filter(|owner| owner.stream_id != stream.stream_id)
+        {
+            owner.stream_id.clone_from(&stream.stream_id);
+            let _ = owner.write(self.ledger.folder());
+        }
+    }
+
+    /// The folder that holds this stream's files by now: it may have been moved aside since.
+    fn ledger_folder(&self) -> Refused<Folder> {
+        let root = || Folder::open_or_create(self.ledger.folder().path());
+        let find = || match StreamFile::read(self.ledger.folder())? {
+            Some(stream) if stream.stream_id != self.stream_id => {
+                match ledger::open_previous(self.ledger.folder(), &self.stream_id)? {
+                    Some((folder, _)) => Ok(folder),
+                    None => root(),
+                }
+            }
+            _ => root(),
+        };
+        find().map_err(|error| broken(&error))
+    }
+
+    fn record_ack(&mut self, ack: &Ack, session: &str) -> Refused<Done> {
+        let guard = self.owner_lock(session)?;
+        let before = self.ack.clone();
+        // Never beyond what was sent: an acknowledgement allows trimming.
+        self.ack.seq = self.ack.seq.max(ack.seq.min(self.tail.last_seq()));
+        for (file, offset) in &ack.logs {
+            let sent = self.logs.sent(file);
+            if sent > 0 {
+                let acked = self.ack.logs.entry(file.clone()).or_default();
+                *acked = (*acked).max((*offset).min(sent));
+            }
+        }
+        if self.ack != before {
+            self.ack.write(&self.ledger_folder()?).map_err(|error| broken(&error))?;
+        }
+        drop(guard);
+        Ok(Done::Nothing)
+    }
+
+    fn send_events(&mut self, out: &mut Vec<u8>) -> Result<Done, LedgerError> {
+        let mut bad = BadLines::default();
+        let tailed = self.tail.read(&self.folder, |piece| match piece {
+            Piece::Event { line, .. } => {
+                bad.tell(out);
+                write_event(line, out);
+            }
+            Piece::Bad { offset, bytes, reason, sample } => bad.add(offset, bytes, reason, sample),
+        })?;
+        bad.tell(out);
+        let seq = self.tail.last_seq();
+        match tailed {
+            Tailed::More => Ok(Done::MoreEvents(seq)),
+            Tailed::AtEnd => Ok(Done::EventsTo(seq)),
+            Tailed::Replaced => match StreamFile::read(&self.folder)? {
+                Some(stream) if stream.stream_id == self.stream_id && !stream.retiring => {
+                    self.tail.reopen();
+                    Ok(Done::MoreEvents(seq))
+                }
+                Some(stream) if stream.stream_id != self.stream_id => Ok(Done::NewStream(seq)),
+                _ => Ok(Done::EventsTo(seq)),
+            },
+        }
+    }
+
+    fn send_status(&mut self, out: &mut Vec<u8>) {
+        if let Some(text) = changed_document(&self.folder, paths::STATUS, &mut self.status)
+            && let Ok(status) = Status::decode(&text)
+        {
+            GuestMessage::Status(status).write(out);
+        }
+    }
+
+    fn send_result(&mut self, out: &mut Vec<u8>) {
+        if let Some(text) = changed_document(&self.folder, paths::RESULT, &mut self.result)
+            && let Ok(result) = RunResult::decode(&text)
+        {
+            GuestMessage::Result(result).write(out);
+        }
+    }
+}
+
+/// The document, where it is another than `last`. Something odd in its place is left out: the events say all of it too.
+fn changed_document(folder: &Folder, name: &str, last: &mut Vec<u8>) -> Option<Vec<u8>> {
+    let text = folder.read(name, MAX_DOCUMENT_BYTES).ok().flatten()?;
+    if text == *last {
+        return None;
+    }
+    last.clone_from(&text);
+    Some(text)
+}
+
+/// Bad lines in a row, told as one: a flood of them costs one notice a block at most.
+#[derive(Default)]
+struct BadLines {
+    count: u64,
+    offset: u64,
+    bytes: u64,
+    reason: String,
+    sample: String,
+}
+
+impl BadLines {
+    fn add(&mut self, offset: u64, bytes: u64, reason: String, sample: &[u8]) {
+        if self.count == 0 {
+            (self.offset, self.reason) = (offset, reason);
+            self.sample = String::from_utf8_lossy(sample).into_owned();
+        }
+        self.count += 1;
+        self.bytes = offset + bytes - self.offset;
+    }
+
+    fn tell(&mut self, out: &mut Vec<u8>) {
+        if self.count == 0 {
+            return;
+        }
+        let BadLines { count, offset, bytes, mut reason, sample } = std::mem::take(self);
+        if count > 1 {
+            reason = format!("{count} lines in a row are no events; the first: {reason}");
+        }
+        GuestMessage::Notice(Notice::BadLine { offset, bytes, reason, sample }).write(out);
+    }
+}

@@ -1,0 +1,7 @@
+//! Serves a session over standard input and output.
+
+mod files;
+mod output;
+mod stream;
+
+pub use stream::serve_stdio;

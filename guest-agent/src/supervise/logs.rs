@@ -1,0 +1,103 @@
+//! The workload's output, appended to `logs/guest.log` up to a cap.
+//!
+//! What the owner has acknowledged does not count: it is punched out of the file by the owner's stream, and offsets stay.
+//! At the cap output is dropped and counted; the workload never waits for us.
+
+use std::time::{Duration, Instant};
+
+use pika_cloud_common::limits::MAX_UNACKED_LOG_BYTES;
+use pika_cloud_common::paths;
+use rustix::fd::OwnedFd;
+use rustix::fs::{self, OFlags};
+
+use crate::ledger::{AckFile, Ledger, LedgerError, system, write_all};
+
+/// A log smaller than this is never at a cap, and so often the cap is looked at again.
+const STEP: u64 = 1024 * 1024;
+/// How often the acknowledgement is read while output is dropped.
+const RECHECK: Duration = Duration::from_millis(100);
+
+/// The log of one workload.
+#[derive(Debug)]
+pub struct Log {
+    fd: OwnedFd,
+    stream_id: String,
+    size: u64,
+    /// The log may grow up to here without looking again.
+    room_to: u64,
+    /// Dropped since it was last told.
+    dropped: u64,
+    looked: Option<Instant>,
+}
+
+impl Log {
+    /// Opens it for the stream of that id.
+    pub fn open(ledger: &Ledger, stream_id: &str) -> Result<Self, LedgerError> {
+        let logs = ledger.folder().child_or_create(paths::LOGS_DIR)?;
+        let (fd, stat) = logs.open_or_create_file(paths::GUEST_LOG, OFlags::WRONLY | OFlags::APPEND)?;
+        let size = u64::try_from(stat.st_size).unwrap_or(0);
+        Ok(Self { fd, stream_id: stream_id.to_owned(), size, room_to: size.max(STEP), dropped: 0, looked: None })
+    }
+
+    /// Takes output: writes it, or drops and counts it. Tells how much was dropped before where there is room again.
+    pub fn take(&mut self, ledger: &Ledger, output: &[u8]) -> Option<u64> {
+        let len = output.len() as u64;
+        if self.size + len > self.room_to && !self.find_room(ledger, len) {
+            self.dropped += len;
+            return None;
+        }
+        let told = self.take_dropped();
+        if let Some(dropped) = told {
+            self.write(format!("[pika-guest: {dropped} bytes of output were dropped here]\n").as_bytes());
+        }
+        self.write(output);
+        told
+    }
+
+    /// A line of our own, where there is room.
+    pub fn say(&mut self, text: &str) {
+        self.write(format!("[pika-guest: {text}]\n").as_bytes());
+    }
+
+    /// What was dropped and not told of yet.
+    pub fn dropped(&self) -> Option<u64> {
+        Some(self.dropped).filter(|&dropped| dropped > 0)
+    }
+
+    fn take_dropped(&mut self) -> Option<u64> {
+        Some(std::mem::take(&mut self.dropped)).filter(|&dropped| dropped > 0)
+    }
+
+    fn write(&mut self, output: &[u8]) {
+        match write_all(&self.fd, output) {
+            Ok(()) => self.size += output.len() as u64,
+            // No space: some of it may be there. Drop the rest, and find out where the file ends.
+            Err(_) => {
+                let size = fs::fstat(&self.fd).map_or(self.size, |stat| u64::try_from(stat.st_size).unwrap_or(0));
+                let got = size.saturating_sub(self.size);
+                self.dropped += (output.len() as u64).saturating_sub(got);
+                self.size = size;
+            }
+        }
+    }
+
+    fn find_room(&mut self, ledger: &Ledger, len: u64) -> bool {
+        if self.looked.is_some_and(|looked| self.dropped > 0 && looked.elapsed() < RECHECK) {
+            return false;
+        }
+        self.looked = Some(Instant::now());
+        let acked = AckFile::read(ledger.folder(), &self.stream_id).logs.get(paths::GUEST_LOG).copied();
+        let waiting = self.size.saturating_sub(acked.unwrap_or(0));
+        let mut cap = MAX_UNACKED_LOG_BYTES;
+        if let Some(limit) = system::memory_limit() {
+            cap = cap.min(limit / 4);
+        }
+        if let Ok(space) = fs::fstatvfs(&self.fd) {
+            let free = space.f_bavail.saturating_mul(space.f_frsize);
+            cap = cap.min(free.saturating_add(waiting) / 2);
+        }
+        let left = cap.saturating_sub(waiting);
+        self.room_to = self.size + left.min(STEP.max(len));
+        left >= len
+    }
+}

@@ -1,0 +1,89 @@
+//! Signals as something to poll for: blocked for the process, read from a descriptor.
+
+use std::io;
+use std::os::fd::FromRawFd as _;
+
+use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
+
+/// What a supervisor passes on to its workload's process group.
+const FORWARDED: [i32; 6] = [libc::SIGTERM, libc::SIGINT, libc::SIGHUP, libc::SIGQUIT, libc::SIGUSR1, libc::SIGUSR2];
+
+/// Sent to a supervisor it means KILL for the workload's process group, since KILL itself would end the supervisor.
+pub fn kill_request() -> i32 {
+    libc::SIGRTMIN() + 9
+}
+
+/// The number of the signal of that name, as a session may send it.
+pub fn by_name(name: &str) -> Option<i32> {
+    Some(match name {
+        "TERM" => libc::SIGTERM,
+        "INT" => libc::SIGINT,
+        "HUP" => libc::SIGHUP,
+        "QUIT" => libc::SIGQUIT,
+        "KILL" => libc::SIGKILL,
+        "USR1" => libc::SIGUSR1,
+        "USR2" => libc::SIGUSR2,
+        _ => return None,
+    })
+}
+
+/// The signals that a supervisor passes on, from now on read instead of delivered.
+#[derive(Debug)]
+pub struct Signals {
+    fd: OwnedFd,
+}
+
+impl Signals {
+    /// Blocks them for this process, which must have no other thread.
+    pub fn block() -> io::Result<Self> {
+        let mut set = empty_set();
+        for signal in FORWARDED.into_iter().chain([kill_request()]) {
+            // SAFETY: `set` is an initialised signal set, and the number is one of libc's own.
+            unsafe { libc::sigaddset(&raw mut set, signal) };
+        }
+        // SAFETY: `set` is an initialised signal set; the old mask is not asked for.
+        let masked = unsafe { libc::sigprocmask(libc::SIG_BLOCK, &raw const set, std::ptr::null_mut()) };
+        // SAFETY: `set` is an initialised signal set; -1 asks for a new descriptor.
+        let fd = unsafe { libc::signalfd(-1, &raw const set, libc::SFD_CLOEXEC | libc::SFD_NONBLOCK) };
+        if masked != 0 || fd < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        // SAFETY: the kernel gave out `fd` just now, and nothing else owns it.
+        Ok(Self { fd: unsafe { OwnedFd::from_raw_fd(fd) } })
+    }
+
+    /// The next signal that came, to be passed on; `KILL` where that was requested.
+    pub fn next(&self) -> Option<i32> {
+        // The kernel's `signalfd_siginfo` begins with the number and is 128 bytes long.
+        let mut info = [0u8; 128];
+        match rustix::io::read(&self.fd, &mut info) {
+            Ok(128) => {
+                let number = i32::from_ne_bytes([info[0], info[1], info[2], info[3]]);
+                Some(if number == kill_request() { libc::SIGKILL } else { number })
+            }
+            _ => None,
+        }
+    }
+}
+
+impl AsFd for Signals {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
+/// Lets every signal through again: a workload starts with an empty mask.
+pub(super) fn unblock_all() {
+    let set = empty_set();
+    // SAFETY: `set` is an initialised signal set; the old mask is not asked for. Async-signal-safe.
+    unsafe { libc::sigprocmask(libc::SIG_SETMASK, &raw const set, std::ptr::null_mut()) };
+}
+
+fn empty_set() -> libc::sigset_t {
+    let mut set = std::mem::MaybeUninit::<libc::sigset_t>::uninit();
+    // SAFETY: sigemptyset initialises the whole set.
+    unsafe {
+        libc::sigemptyset(set.as_mut_ptr());
+        set.assume_init()
+    }
+}
