@@ -16,6 +16,10 @@ const BUSYBOX: &str = "/bin/busybox";
 
 /// Sees to it that there is an `incusd` and a static busybox; the path of the latter is given back.
 pub(crate) fn provide() -> Result<PathBuf> {
+    say::step("Look for Incus and busybox");
+    if has_apt() {
+        finish_interrupted()?;
+    }
     let mut missing = Vec::new();
     if incus::find_daemon().is_none() {
         missing.push("incus-base");
@@ -36,7 +40,7 @@ pub(crate) fn provide() -> Result<PathBuf> {
 }
 
 fn install(packages: &[&str]) -> Result<()> {
-    if !Path::new("/usr/bin/apt-get").exists() {
+    if !has_apt() {
         return Err(Failure::step(format!(
             "{} missing, and this machine has no apt-get to install it with: install Incus 6.0 or newer (and a static \
              busybox at {BUSYBOX}), then run this again",
@@ -44,8 +48,6 @@ fn install(packages: &[&str]) -> Result<()> {
         )));
     }
     say::step("Fetch Debian's package lists");
-    // What an interrupted installation left half done would fail this one as well.
-    apt("configure", Command::new("dpkg").args(["--configure", "-a"]))?;
     update()?;
     let wants_incus = packages.iter().any(|package| package.starts_with("incus"));
     let mut suite = Vec::new();
@@ -66,11 +68,26 @@ fn install(packages: &[&str]) -> Result<()> {
     apt("install", &mut command)
 }
 
+fn has_apt() -> bool {
+    Path::new("/usr/bin/apt-get").exists()
+}
+
+/// An earlier installation that was interrupted may still be at work, or have left packages half done.
+fn finish_interrupted() -> Result<()> {
+    let half_done = run::captured(locked("dpkg").arg("--audit"))?;
+    if !half_done.contains("incus") {
+        return Ok(());
+    }
+    say::step("Finish an interrupted installation");
+    apt("configure", locked("dpkg").args(["--configure", "-a"]))
+}
+
 fn update() -> Result<()> {
     apt("update", locked("apt-get").args(["update", "-q"]))
 }
 
-/// One apt of ours at a time: apt itself gives up where another one has its lists locked.
+/// One apt of ours at a time: apt itself gives up where another one has its lists locked. An apt that does not let itself
+/// be interrupted, since it is unpacking, keeps the lock until it has finished.
 fn locked(program: &str) -> Command {
     let mut command = Command::new("flock");
     command.args(["-w", "900", "/etc/apt", program]);

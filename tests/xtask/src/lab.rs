@@ -197,7 +197,9 @@ fn wait_ready(said: &Receiver<String>) -> Result<Lab> {
             Err(RecvTimeoutError::Disconnected) => break,
         }
     }
-    Err(Failure::step("the guard of the private Incus ended before the daemon was up"))
+    // A Ctrl-C before it had its own session ends the guard as well.
+    let unexplained = || Failure::step("the guard of the private Incus ended before the daemon was up");
+    Err(signals::pending().map_or_else(unexplained, Failure::Interrupted))
 }
 
 /// Says how to become root, if this is not root.
