@@ -1,1 +1,51 @@
-//! Placeholder.
+//! The host's side of pika-cloud: runs workloads in Incus instances, follows what they report, and gives a verdict.
+//!
+//! ```text
+//!   bin/pika-cloud ──► cloud ──► driver ──┬─► machine   what happens next          (pure)
+//!                        │                ├─► session   what the guest says        (pure)
+//!                        │                ├─► journal   what is known, durably
+//!                        ├─► preflight    ├─► incus, transport   how to reach it
+//!                        └─► outputs      └─► artifacts, logs    what it leaves
+//! ```
+//!
+//! Machine, session and the journal's format know nothing of each other; the driver joins them. Start at [`Cloud`].
+//!
+//! # Example
+//!
+//! ```no_run
+//! use pika_host_collector::{Cloud, Config, Rerun};
+//! use pika_cloud_common::RuntimeSpec;
+//!
+//! # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+//! let cloud = Cloud::connect(&Config {
+//!     incus_socket: "/var/lib/incus/unix.socket".into(),
+//!     state_dir: "/var/lib/pika-cloud".into(),
+//! })?;
+//! let spec = RuntimeSpec::from_json(&std::fs::read_to_string("ci-job.json")?)?;
+//! let (_cancel, wish) = tokio::sync::watch::channel(false);
+//! let verdict = cloud.run(&spec, Rerun::Answer, wish).await?;
+//! println!("{}", verdict.outcome.name());
+//! # Ok(())
+//! # }
+//! ```
+
+mod artifacts;
+mod clock;
+mod cloud;
+mod destroy;
+mod driver;
+mod error;
+pub mod incus;
+pub mod journal;
+mod logs;
+pub mod machine;
+mod outputs;
+mod preflight;
+pub mod session;
+mod state_dir;
+mod transport;
+
+pub use cloud::{Cloud, Condition, Config, Ensured, Inspection, Rerun};
+pub use error::Error;
+pub use pika_cloud_common as common;
+pub use state_dir::StateDirError;

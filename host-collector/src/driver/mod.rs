@@ -1,0 +1,321 @@
+//! The one task that owns a runtime: it joins machine, session and journal with Incus, and decides nothing itself.
+//!
+//! ```text
+//!                        ┌────────────── Action ──────────────┐
+//!   Incus's answers ─┐   │                                    ▼
+//!   bytes ─► session ┼─► Input ─► Machine            calls to Incus (ops), dial, archive
+//!   time, cancel ────┘                                        │
+//!                 session ─► journal ─► commit ─► ack, publish ┘
+//! ```
+//!
+//! What the guest said reaches the machine, the guest (as `ack`) and followers only after the journal has it durably.
+//! Happy path: wake, take what came in, step the machine, perform its actions, start a commit if there is none, sleep. What
+//! can fail here: the journal, and then the driver ends with an error and destroys nothing; everything else is an input of
+//! the machine.
+
+mod collecting;
+mod intake;
+mod link;
+mod perform;
+mod talk;
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use pika_cloud_common::RuntimeSpec;
+use pika_cloud_common::spec::OutputCollectionMode;
+use pika_cloud_common::wire::{Ack, HostMessage};
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tokio::time::Instant;
+
+use crate::error::Error;
+use crate::incus::{Client, InstanceView};
+use crate::journal::Journal;
+use crate::logs::LogFiles;
+use crate::machine::{Action, CallFailure, Guest, Input, Machine, Phase, Plan, SessionLoss, Start};
+use crate::state_dir::{RuntimeFolder, RuntimeLock};
+use crate::transport::Link;
+use collecting::Collecting;
+use intake::Intake;
+use link::Live;
+pub(crate) use perform::failure;
+
+/// How often it is looked whether another process asked for the runtime's end.
+const CANCEL_POLL: Duration = Duration::from_secs(1);
+
+/// While more than this waits for the disk, nothing is read from the guest.
+const MAX_PENDING_BYTES: usize = 8 * 1024 * 1024;
+
+/// How far a driver goes before it gives control back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Until {
+    /// The workload has been started, or the incarnation is over.
+    Accepted,
+    /// Everything is done.
+    Done,
+}
+
+/// What a driver is made of.
+pub(crate) struct Parts {
+    pub(crate) client: Client,
+    pub(crate) spec: RuntimeSpec,
+    pub(crate) owner: String,
+    pub(crate) folder: RuntimeFolder,
+    pub(crate) lock: RuntimeLock,
+    pub(crate) journal: Journal,
+}
+
+/// Drives one incarnation.
+pub(crate) struct Driver {
+    client: Client,
+    spec: RuntimeSpec,
+    owner: String,
+    folder: RuntimeFolder,
+    _lock: RuntimeLock,
+    journal: Journal,
+    logs: LogFiles,
+    machine: Machine,
+    clock: Instant,
+    live: Option<Live>,
+    intake: Intake,
+    collecting: Option<Collecting>,
+    ops: JoinSet<Op>,
+    /// What the machine hears once the commit under way is durable.
+    in_commit: CommitBatch,
+    /// What it hears once the next one is.
+    next_commit: CommitBatch,
+    acked: Ack,
+    /// Whether Incus is creating or starting the instance for us.
+    provisioning: bool,
+    /// Incus's own word for the instance, when it was last asked.
+    instance_status: Option<String>,
+    /// Whether the spec wants logs on the host.
+    keeps_logs: bool,
+    /// Why the instance could not be destroyed, where it could not.
+    left_behind: Option<String>,
+}
+
+/// What waits for one commit.
+#[derive(Default)]
+struct CommitBatch {
+    guest: VecDeque<Guest>,
+    send: Vec<HostMessage>,
+    ack: Option<Ack>,
+}
+
+/// What a call that ran beside the driver came to.
+enum Op {
+    /// The instance, where there is one.
+    Looked(Result<Option<InstanceView>, CallFailure>),
+    /// Created, or started.
+    Provisioned(Input),
+    /// A stream to the agent.
+    Dialled(Result<Box<Link>, SessionLoss>),
+    /// Why a session ended.
+    Lost(SessionLoss),
+    /// The instance is gone, or is not.
+    Destroyed(Result<(), CallFailure>),
+}
+
+/// What woke the driver.
+enum Wake {
+    Op(Op),
+    Read(std::io::Result<usize>),
+    Committed,
+    Cancel,
+    Time,
+}
+
+impl Driver {
+    /// Takes a runtime over from its journal, whose current incarnation was begun.
+    pub(crate) fn new(parts: Parts) -> Result<(Self, Vec<Action>), Error> {
+        let Parts { client, spec, owner, folder, lock, journal } = parts;
+        let view = journal.view();
+        let start = Start::of(view, view.start_sent.as_ref().map(|sent| crate::clock::since(&sent.at)));
+        let (machine, actions) = Machine::new(Plan::of(&spec), &start, Duration::ZERO);
+        let outputs = folder.incarnation(view.incarnation);
+        crate::state_dir::make_folder(&outputs)?;
+        let logs = LogFiles::open(&outputs.join("logs"), spec.limits.log_bytes, view)
+            .map_err(|source| Error::Outputs { path: outputs.join("logs"), source })?;
+        let intake = Intake::new(&spec, view);
+        let collection = &spec.policies.output_collection;
+        let keeps_logs = collection.include_logs && collection.mode != OutputCollectionMode::None;
+        let driver = Self {
+            client,
+            spec,
+            owner,
+            folder,
+            _lock: lock,
+            journal,
+            logs,
+            machine,
+            clock: Instant::now(),
+            live: None,
+            intake,
+            collecting: None,
+            ops: JoinSet::new(),
+            in_commit: CommitBatch::default(),
+            next_commit: CommitBatch::default(),
+            acked: Ack { seq: 0, logs: std::collections::BTreeMap::new() },
+            provisioning: false,
+            instance_status: None,
+            keeps_logs,
+            left_behind: None,
+        };
+        Ok((driver, actions))
+    }
+
+    /// The journal, for what it says.
+    pub(crate) fn journal(&self) -> &Journal {
+        &self.journal
+    }
+
+    /// Why the instance is still there, where it should not be.
+    pub(crate) fn left_behind(&self) -> Option<&str> {
+        self.left_behind.as_deref()
+    }
+
+    /// Drives until `until` is reached. `cancel` turns true when the caller wants the end.
+    ///
+    /// # Errors
+    /// Where the journal or an output on the host cannot be written: nothing is destroyed then, and the next start goes on.
+    pub(crate) async fn drive(
+        &mut self,
+        actions: Vec<Action>,
+        until: Until,
+        mut cancel: watch::Receiver<bool>,
+    ) -> Result<(), Error> {
+        self.perform(actions).await?;
+        loop {
+            self.start_commit()?;
+            if self.has_reached(until) && !self.journal.is_committing() {
+                return Ok(());
+            }
+            match self.wake(&mut cancel).await? {
+                Wake::Op(op) => self.op(op).await?,
+                Wake::Read(read) => self.read(read).await?,
+                Wake::Committed => self.committed().await?,
+                Wake::Cancel => self.step(Input::Cancel).await?,
+                Wake::Time => self.time().await?,
+            }
+        }
+    }
+
+    /// Turns the first actions into those of a runtime that is to end.
+    pub(crate) fn cancel_first(&mut self, actions: Vec<Action>) -> Vec<Action> {
+        let ending = self.machine.step(Input::Cancel, self.now());
+        if ending.is_empty() { actions } else { ending }
+    }
+
+    fn has_reached(&self, until: Until) -> bool {
+        match until {
+            Until::Done => self.machine.phase() == Phase::Done,
+            Until::Accepted => self.journal.view().accepted || self.machine.phase() == Phase::Done,
+        }
+    }
+
+    /// Monotonic time since this driver began.
+    fn now(&self) -> Duration {
+        self.clock.elapsed()
+    }
+
+    async fn step(&mut self, input: Input) -> Result<(), Error> {
+        let actions = self.machine.step(input, self.now());
+        self.perform(actions).await
+    }
+
+    /// Waits for whatever comes first.
+    async fn wake(&mut self, cancel: &mut watch::Receiver<bool>) -> Result<Wake, Error> {
+        let deadline = self.next_deadline();
+        let may_read = self.journal.pending() < MAX_PENDING_BYTES;
+        let Self { journal, live, ops, clock, .. } = self;
+        let wake = tokio::select! {
+            committed = journal.committed() => { committed?; Wake::Committed }
+            Some(op) = ops.join_next() => match op {
+                Ok(op) => Wake::Op(op),
+                // A panic in a call is a fault of ours; the runtime goes on from its journal at the next start.
+                Err(error) => return Err(Error::Panicked(error.to_string())),
+            },
+            read = link::read(live.as_mut()), if may_read => Wake::Read(read),
+            changed = cancel.wait_for(|wanted| *wanted) => match changed {
+                Ok(_) => Wake::Cancel,
+                Err(_) => std::future::pending().await,
+            },
+            () = tokio::time::sleep_until(*clock + deadline) => Wake::Time,
+        };
+        // One wish for an end is enough; another look at the same value would only spin.
+        if matches!(wake, Wake::Cancel) {
+            *cancel = never();
+        }
+        Ok(wake)
+    }
+
+    fn next_deadline(&self) -> Duration {
+        let poll = self.now() + CANCEL_POLL;
+        let session = self.live.as_ref().map(|live| live.session.next_tick());
+        let collecting = self.collecting.as_ref().map(Collecting::next_tick);
+        [self.machine.next_tick(), session, collecting, Some(poll)].into_iter().flatten().min().unwrap_or(poll)
+    }
+
+    /// Time passed: whoever has a deadline looks at it.
+    async fn time(&mut self) -> Result<(), Error> {
+        let now = self.now();
+        if let Some(live) = &mut self.live {
+            match live.session.tick(now) {
+                Ok(Some(ping)) => self.send(&ping).await?,
+                Ok(None) => {}
+                Err(fault) => self.fault(fault).await?,
+            }
+        }
+        self.collecting_tick().await?;
+        if self.folder.cancel_requested() {
+            self.folder.clear_cancel();
+            self.step(Input::Cancel).await?;
+        }
+        self.step(Input::Tick).await
+    }
+
+    /// Hands what was gathered to the disk, unless it is busy with the last.
+    fn start_commit(&mut self) -> Result<(), Error> {
+        if self.journal.is_committing() {
+            return Ok(());
+        }
+        self.intake.flush(&mut self.journal);
+        let files = match self.logs.take_dirty() {
+            Some((logs, files)) => {
+                self.journal.host(crate::journal::HostRecord::Logs { logs });
+                files
+            }
+            None => Vec::new(),
+        };
+        if self.journal.pending() > 0 {
+            self.in_commit = std::mem::take(&mut self.next_commit);
+            self.in_commit.ack =
+                self.journal.view().cursor.as_ref().map(|cursor| Ack { seq: cursor.seq, logs: cursor.logs.clone() });
+            self.journal.start_commit(files)?;
+        }
+        Ok(())
+    }
+
+    /// What was gathered is durable: the guest may forget it, and the machine may rest on it.
+    async fn committed(&mut self) -> Result<(), Error> {
+        let batch = std::mem::take(&mut self.in_commit);
+        if let Some(ack) = batch.ack.filter(|ack| *ack != self.acked) {
+            self.acked.clone_from(&ack);
+            self.send(&HostMessage::Ack(ack)).await?;
+        }
+        for message in batch.send {
+            self.send(&message).await?;
+        }
+        for guest in batch.guest {
+            self.step(Input::Guest(guest)).await?;
+        }
+        Ok(())
+    }
+}
+
+/// A wish that never comes.
+pub(crate) fn never() -> watch::Receiver<bool> {
+    watch::channel(false).1
+}

@@ -1,0 +1,112 @@
+//! What can go wrong at the public surface.
+
+use std::path::PathBuf;
+
+use pika_cloud_common::spec::SpecError;
+
+use crate::journal::JournalError;
+use crate::state_dir::StateDirError;
+
+/// A call of [`Cloud`](crate::Cloud) failed. A runtime's bad end is not an error but its verdict.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The spec cannot be used. Nothing was touched.
+    #[error(transparent)]
+    Spec(#[from] SpecError),
+    /// Incus failed.
+    #[error(transparent)]
+    Incus(#[from] crate::incus::Error),
+    /// What the spec names is not there. Nothing was touched.
+    #[error("{what} `{name}` does not exist{}: {way_out}", if project.is_empty() { String::new() } else { format!(" in project `{project}`") })]
+    Missing {
+        /// Project, profile, image or pool.
+        what: &'static str,
+        /// Its name.
+        name: String,
+        /// Where it was looked for.
+        project: String,
+        /// What to do about it.
+        way_out: String,
+    },
+    /// The image is of another kind than the spec's instance.
+    #[error(
+        "image `{alias}` is for a {found}, and the spec's incus.instance_type is {wanted}: name another image, or change the type"
+    )]
+    ImageKind {
+        /// The image's alias.
+        alias: String,
+        /// Its kind.
+        found: String,
+        /// What the spec asks for.
+        wanted: &'static str,
+    },
+    /// A source of a mount is not on this host. Nothing was touched.
+    #[error("mounts[{index}].source: {} is no folder on this host: make it, or correct the path", path.display())]
+    MountSource {
+        /// Which mount.
+        index: usize,
+        /// Its source.
+        path: PathBuf,
+    },
+    /// An instance of that name exists and is not this runtime's. It is left alone.
+    #[error(
+        "instance `{instance}` in project `{project}` exists and {whose}: it is left alone; choose another identity.instance_name, or delete it yourself"
+    )]
+    NotOurs {
+        /// Its name.
+        instance: String,
+        /// Its project.
+        project: String,
+        /// Whose it seems to be.
+        whose: String,
+    },
+    /// The runtime exists with another spec.
+    #[error("runtime `{runtime_id}` exists with another spec, which differs in: {}; destroy it first (pika-cloud destroy {runtime_id}), or choose another identity.runtime_id", fields.join(", "))]
+    SpecDiffers {
+        /// The runtime.
+        runtime_id: String,
+        /// Paths of the fields that differ.
+        fields: Vec<String>,
+    },
+    /// Another collector drives the runtime.
+    #[error("runtime `{runtime_id}` is driven by {}", holder.map_or_else(|| "another process".to_owned(), |pid| format!("process {pid}")))]
+    Busy {
+        /// The runtime.
+        runtime_id: String,
+        /// Its process.
+        holder: Option<u32>,
+    },
+    /// There is no such runtime in the state dir.
+    #[error("there is no runtime `{runtime_id}` in this state dir: `pika-cloud list` shows those that are")]
+    Unknown {
+        /// What was asked for.
+        runtime_id: String,
+    },
+    /// The state dir cannot be used.
+    #[error(transparent)]
+    StateDir(#[from] StateDirError),
+    /// The journal cannot be used.
+    #[error(transparent)]
+    Journal(#[from] JournalError),
+    /// An output cannot be written.
+    #[error("{}: {source}: check that the folder is writable and its disk not full", path.display())]
+    Outputs {
+        /// The file or folder.
+        path: PathBuf,
+        /// What the kernel says.
+        source: std::io::Error,
+    },
+    /// What was waited for did not come in time.
+    #[error("runtime `{runtime_id}`: not {wanted} within {} s; it goes on", after.as_secs())]
+    WaitTimedOut {
+        /// The runtime.
+        runtime_id: String,
+        /// What was waited for.
+        wanted: &'static str,
+        /// How long.
+        after: std::time::Duration,
+    },
+    /// A fault of pika-cloud itself.
+    #[error("pika-cloud failed: {0}: run the same command again, it goes on from the journal; and please report it")]
+    Panicked(String),
+}

@@ -1,0 +1,193 @@
+//! HTTP over the UNIX socket: a connection a call, an envelope an answer.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http_body_util::{BodyExt as _, Full, Limited};
+use hyper::{Method, Request, StatusCode};
+use hyper_util::rt::TokioIo;
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+use tokio::net::UnixStream;
+
+use super::error::Error;
+
+/// How long a call that waits for nothing may take.
+pub(super) const CALL_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// An answer is read up to this size; the largest that is asked for, a list of instances, is far below it.
+const MAX_ANSWER_BYTES: usize = 64 * 1024 * 1024;
+
+/// A client of one Incus daemon, in one project at a time.
+#[derive(Clone, Debug)]
+pub struct Client {
+    socket: PathBuf,
+}
+
+/// What stands around every answer of Incus.
+#[derive(Debug, Deserialize)]
+pub(super) struct Envelope {
+    #[serde(rename = "type")]
+    kind: String,
+    /// The path of the operation, where the answer is asynchronous.
+    #[serde(default)]
+    pub(super) operation: String,
+    #[serde(default)]
+    error_code: u16,
+    #[serde(default)]
+    error: String,
+    #[serde(default)]
+    pub(super) metadata: Value,
+}
+
+impl Client {
+    /// For the daemon behind a UNIX socket. Nothing is opened yet.
+    pub fn unix(socket: impl Into<PathBuf>) -> Self {
+        Self { socket: socket.into() }
+    }
+
+    /// The socket.
+    pub fn socket(&self) -> &Path {
+        &self.socket
+    }
+
+    /// The daemon's own description, which also tells that it answers and trusts us.
+    ///
+    /// # Errors
+    /// Where it does not answer, or does not trust whoever asks.
+    pub async fn server(&self) -> Result<Server, Error> {
+        let server: Server = self.get("/1.0").await?;
+        if server.auth == "trusted" { Ok(server) } else { Err(Error::NoPermission { path: self.socket.clone() }) }
+    }
+
+    pub(super) async fn connect(&self) -> Result<UnixStream, Error> {
+        UnixStream::connect(&self.socket).await.map_err(|source| match source.kind() {
+            std::io::ErrorKind::PermissionDenied => Error::NoPermission { path: self.socket.clone() },
+            _ => Error::NotRunning { path: self.socket.clone(), source },
+        })
+    }
+
+    pub(super) async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, Error> {
+        let envelope = self.call(Method::GET, path, None, CALL_TIMEOUT).await?;
+        serde_json::from_value(envelope.metadata)
+            .map_err(|e| Error::Answer { request: format!("GET {path}"), problem: e.to_string() })
+    }
+
+    /// One call. `timeout` covers all of it, so for a call that waits it must be longer than that wait.
+    pub(super) async fn call(
+        &self,
+        method: Method,
+        path: &str,
+        body: Option<&Value>,
+        timeout: Duration,
+    ) -> Result<Envelope, Error> {
+        let request = format!("{method} {}", without_query_secrets(path));
+        match tokio::time::timeout(timeout, self.exchange(method, path, body, &request)).await {
+            Ok(answer) => answer,
+            Err(_) => Err(Error::NoAnswer { request, after: timeout }),
+        }
+    }
+
+    async fn exchange(
+        &self,
+        method: Method,
+        path: &str,
+        body: Option<&Value>,
+        request: &str,
+    ) -> Result<Envelope, Error> {
+        let transport = |source| Error::Transport { request: request.to_owned(), source };
+        let stream = self.connect().await?;
+        let (mut sender, connection) =
+            hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(|e| transport(e.into()))?;
+        let bytes = body.map_or_else(Bytes::new, |value| Bytes::from(value.to_string()));
+        let http = Request::builder()
+            .method(method)
+            .uri(path)
+            .header(hyper::header::HOST, "incus")
+            .header(hyper::header::CONTENT_TYPE, "application/json")
+            .body(Full::new(bytes))
+            .map_err(|e| transport(e.into()))?;
+        // The connection is driven beside the call, and ends with it: no task is left behind by a call that timed out.
+        let answer = async {
+            let response = sender.send_request(http).await.map_err(|e| transport(e.into()))?;
+            let status = response.status();
+            let body = Limited::new(response.into_body(), MAX_ANSWER_BYTES).collect().await.map_err(transport)?;
+            Ok((status, body.to_bytes()))
+        };
+        tokio::pin!(answer);
+        let (status, body) = tokio::select! {
+            biased;
+            answer = &mut answer => answer?,
+            ended = connection => {
+                ended.map_err(|e| transport(e.into()))?;
+                answer.await?
+            }
+        };
+        read_envelope(request, status, &body)
+    }
+}
+
+/// A websocket's secret must not reach an error message.
+fn without_query_secrets(path: &str) -> &str {
+    path.split_once("?secret=").map_or(path, |(path, _)| path)
+}
+
+fn read_envelope(request: &str, status: StatusCode, body: &[u8]) -> Result<Envelope, Error> {
+    let envelope: Envelope = serde_json::from_slice(body)
+        .map_err(|e| Error::Answer { request: request.to_owned(), problem: format!("status {status}, {e}") })?;
+    if envelope.kind == "error" || !status.is_success() {
+        let code = if envelope.error_code == 0 { status.as_u16() } else { envelope.error_code };
+        return Err(Error::Refused { request: request.to_owned(), code, message: envelope.error });
+    }
+    Ok(envelope)
+}
+
+/// What Incus says of itself.
+#[derive(Clone, Debug, Deserialize)]
+pub struct Server {
+    /// `trusted` where whoever asks may do things.
+    #[serde(default)]
+    auth: String,
+    /// The rest.
+    #[serde(default)]
+    pub environment: ServerEnvironment,
+}
+
+/// A part of what Incus says of itself.
+#[derive(Clone, Debug, Default, Deserialize)]
+pub struct ServerEnvironment {
+    /// Such as `6.0.4`.
+    #[serde(default)]
+    pub server_version: String,
+    /// Which kinds of instance it can run, such as `lxc`, or `lxc | qemu`.
+    #[serde(default)]
+    pub driver: String,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn absence_is_told_from_the_code() {
+        let body = br#"{"type":"error","error":"Instance not found","error_code":404}"#;
+        let error = read_envelope("GET /x", StatusCode::NOT_FOUND, body).unwrap_err();
+        assert!(error.is_not_found());
+        let body = br#"{"type":"error","error":"not found: the disk 404","error_code":500}"#;
+        let error = read_envelope("GET /x", StatusCode::INTERNAL_SERVER_ERROR, body).unwrap_err();
+        assert!(!error.is_not_found());
+    }
+
+    #[test]
+    fn a_secret_reaches_no_message() {
+        assert_eq!(without_query_secrets("/1.0/operations/a/websocket?secret=s"), "/1.0/operations/a/websocket");
+    }
+
+    #[tokio::test]
+    async fn a_missing_socket_names_it_and_the_way_out() {
+        let error = Client::unix("/nonexistent/incus.socket").server().await.unwrap_err().to_string();
+        assert!(error.contains("unix:/nonexistent/incus.socket") && error.contains("--incus unix:PATH"), "{error}");
+    }
+}

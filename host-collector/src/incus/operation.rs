@@ -1,0 +1,106 @@
+//! Waiting for an operation of Incus.
+
+use std::time::Duration;
+
+use hyper::Method;
+use serde::Deserialize;
+use serde_json::Value;
+use tokio::time::Instant;
+
+use super::client::{CALL_TIMEOUT, Client};
+use super::error::Error;
+
+/// The longest single wait that Incus is asked for; the call around it may take [`CALL_TIMEOUT`] longer.
+const WAIT_SLICE: Duration = Duration::from_secs(30);
+
+/// An operation as Incus describes it.
+#[derive(Debug, Deserialize)]
+pub(super) struct Operation {
+    pub(super) id: String,
+    #[serde(default)]
+    status_code: u16,
+    #[serde(default)]
+    err: String,
+    #[serde(default)]
+    pub(super) metadata: Value,
+}
+
+impl Client {
+    /// Makes a call that changes something, and waits until Incus has done it. Some calls are answered at once; some give
+    /// an operation, which is then waited for until its own status says that it is over.
+    pub(super) async fn change(
+        &self,
+        what: &str,
+        method: Method,
+        path: &str,
+        body: Option<&Value>,
+        limit: Duration,
+    ) -> Result<(), Error> {
+        let envelope = self.call(method, path, body, CALL_TIMEOUT.max(limit)).await?;
+        if envelope.operation.is_empty() {
+            return Ok(());
+        }
+        self.wait(what, &envelope.operation, limit).await
+    }
+
+    async fn wait(&self, what: &str, operation: &str, limit: Duration) -> Result<(), Error> {
+        let deadline = Instant::now() + limit;
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Err(Error::OperationUnfinished { what: what.to_owned(), after: limit });
+            }
+            let slice = left.min(WAIT_SLICE);
+            let path = format!("{operation}/wait?timeout={}", slice.as_secs().max(1));
+            let answer = self.call(Method::GET, &path, None, slice + CALL_TIMEOUT).await;
+            let failed = |message| Error::OperationFailed { what: what.to_owned(), message };
+            let envelope = match answer {
+                Ok(envelope) => envelope,
+                // Finished operations vanish after some seconds, and say nothing of the resource then.
+                Err(error) if error.is_not_found() => return Err(Error::OperationLost { what: what.to_owned() }),
+                // The wait of a failed operation is answered as an error of its own.
+                Err(Error::Refused { code: 400, message, .. }) => return Err(failed(message)),
+                Err(error) => return Err(error),
+            };
+            let state: Operation = serde_json::from_value(envelope.metadata)
+                .map_err(|e| Error::Answer { request: format!("GET {path}"), problem: e.to_string() })?;
+            match progress(state.status_code) {
+                Progress::Going => {}
+                Progress::Succeeded => return Ok(()),
+                Progress::Failed if state.err.is_empty() => return Err(failed("Incus gives no reason".to_owned())),
+                Progress::Failed => return Err(failed(state.err)),
+            }
+        }
+    }
+}
+
+/// What an operation's status code means.
+#[derive(Debug, PartialEq, Eq)]
+enum Progress {
+    Going,
+    Succeeded,
+    Failed,
+}
+
+/// Incus's codes: 1xx goes on, 200 succeeded, 4xx failed or was cancelled.
+fn progress(status_code: u16) -> Progress {
+    match status_code {
+        200 => Progress::Succeeded,
+        400.. => Progress::Failed,
+        _ => Progress::Going,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_wait_that_answers_running_is_no_success() {
+        assert_eq!(progress(103), Progress::Going);
+        assert_eq!(progress(0), Progress::Going);
+        assert_eq!(progress(200), Progress::Succeeded);
+        assert_eq!(progress(400), Progress::Failed);
+        assert_eq!(progress(401), Progress::Failed);
+    }
+}

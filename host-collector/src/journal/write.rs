@@ -1,0 +1,330 @@
+//! Appending, and making it durable: one thread for all runtimes of a process.
+//!
+//! ```text
+//!   driver A ─ records ─► buffer ─ start_commit ─┐
+//!   driver B ─ records ─► buffer ─ start_commit ─┼─► committer thread: write all, fdatasync each ─► answers
+//!   driver C …                                   ┘
+//! ```
+//!
+//! A driver never waits for a disk while it reads: it gathers the next records while the last ones are being written. A
+//! write or sync that failed is never repeated, since the kernel may have dropped the pages; the journal takes nothing
+//! more then, and the next start finds a valid prefix.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, BufRead as _, BufReader, Seek as _, SeekFrom, Write as _};
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, mpsc};
+
+use pika_cloud_common::digest::Digest;
+use pika_cloud_common::{EventHead, Timestamp};
+use tokio::sync::{oneshot, watch};
+
+use super::format::{self, Body, Header, HostRecord, MAX_RECORD_BYTES, NoRecord, VERSION};
+use super::view::View;
+use crate::clock::now;
+
+/// The journal's file in a runtime's folder.
+pub(crate) const FILE_NAME: &str = "journal.jsonl";
+
+/// A journal cannot be opened or written.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum JournalError {
+    /// The file system refused.
+    #[error("{}: {doing}: {source}{}", path.display(), way_out(source))]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// What was tried.
+        doing: &'static str,
+        /// What the kernel says.
+        source: Arc<io::Error>,
+    },
+    /// Another release wrote it.
+    #[error(
+        "{}: the journal has version {found}, this build reads {VERSION}: use the release that wrote it, or another --state-dir",
+        path.display()
+    )]
+    Version {
+        /// The file.
+        path: PathBuf,
+        /// The version that it names.
+        found: u32,
+    },
+    /// A whole line whose content does not fit its place.
+    #[error(
+        "{}: line {line} is intact and yet no record of this journal: it was edited, or is of a newer release",
+        path.display()
+    )]
+    Foreign {
+        /// The file.
+        path: PathBuf,
+        /// Counts from 1.
+        line: u64,
+    },
+    /// An earlier write failed, so nothing more is taken.
+    #[error("{}: an earlier write failed, so nothing more is written: free the disk and start again", path.display())]
+    Degraded {
+        /// The file.
+        path: PathBuf,
+    },
+}
+
+fn way_out(error: &io::Error) -> &'static str {
+    match error.kind() {
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
+            ": free some space there, then run the same command again"
+        }
+        io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => {
+            ": name a writable folder with --state-dir"
+        }
+        _ => "",
+    }
+}
+
+/// One thread that makes the journals of a process durable.
+#[derive(Clone, Debug)]
+pub struct Committer {
+    jobs: mpsc::Sender<Job>,
+}
+
+struct Job {
+    journal: Arc<File>,
+    bytes: Vec<u8>,
+    /// Log files that the records speak of: synced before them.
+    logs: Vec<Arc<File>>,
+    done: oneshot::Sender<(io::Result<()>, Vec<u8>)>,
+}
+
+impl Committer {
+    /// Starts the thread; it ends with the last clone of its committer.
+    ///
+    /// # Errors
+    /// Where no thread can be had.
+    pub fn start() -> io::Result<Self> {
+        let (jobs, queue) = mpsc::channel::<Job>();
+        std::thread::Builder::new().name("journal".to_owned()).spawn(move || {
+            while let Ok(first) = queue.recv() {
+                // Whatever queued up while the disk was busy goes with it: all writes first, so that the syncs share.
+                let jobs: Vec<Job> = std::iter::once(first).chain(queue.try_iter()).collect();
+                let written: Vec<io::Result<()>> = jobs.iter().map(Job::write).collect();
+                for (job, written) in jobs.into_iter().zip(written) {
+                    let result = written.and_then(|()| job.journal.sync_data());
+                    // A driver that is gone does not want to know.
+                    let _ = job.done.send((result, job.bytes));
+                }
+            }
+        })?;
+        Ok(Self { jobs })
+    }
+}
+
+impl Job {
+    fn write(&self) -> io::Result<()> {
+        for log in &self.logs {
+            log.sync_data()?;
+        }
+        (&*self.journal).write_all(&self.bytes)
+    }
+}
+
+/// The journal of one runtime.
+#[derive(Debug)]
+pub struct Journal {
+    path: PathBuf,
+    file: Arc<File>,
+    committer: Committer,
+    view: View,
+    buffer: Vec<u8>,
+    spare: Vec<u8>,
+    in_flight: Option<InFlight>,
+    failed: bool,
+    durable: watch::Sender<u64>,
+}
+
+#[derive(Debug)]
+struct InFlight {
+    done: oneshot::Receiver<(io::Result<()>, Vec<u8>)>,
+    bytes: u64,
+}
+
+impl Journal {
+    /// Opens the journal in `folder`, or begins one. The caller holds the runtime's lock.
+    ///
+    /// # Errors
+    /// Where the file system refuses, or the journal is of another version.
+    pub fn open(folder: &Path, runtime_id: &str, committer: Committer) -> Result<Self, JournalError> {
+        let path = folder.join(FILE_NAME);
+        let fail = |doing, source| io_error(&path, doing, source);
+        let mut file = OpenOptions::new()
+            .read(true)
+            .append(true)
+            .create(true)
+            .mode(0o600)
+            .open(&path)
+            .map_err(|e| fail("opening the journal", e))?;
+        let (view, valid) = recover(&mut file, &path)?;
+        file.set_len(valid).map_err(|e| fail("cutting a torn end off the journal", e))?;
+        let (durable, _) = watch::channel(valid);
+        let mut journal = Self {
+            path: path.clone(),
+            file: Arc::new(file),
+            committer,
+            view,
+            buffer: Vec::new(),
+            spare: Vec::new(),
+            in_flight: None,
+            failed: false,
+            durable,
+        };
+        if valid == 0 {
+            journal.append(0, &Body::Journal(Header { version: VERSION, runtime_id: runtime_id.to_owned() }));
+        }
+        Ok(journal)
+    }
+
+    /// What the journal says, with what is not durable yet.
+    pub fn view(&self) -> &View {
+        &self.view
+    }
+
+    /// The file's length up to which it is durable; changes with each commit.
+    pub fn durable(&self) -> watch::Receiver<u64> {
+        self.durable.subscribe()
+    }
+
+    /// Begins the next incarnation.
+    pub fn begin(&mut self, spec_hash: String) {
+        let body = Body::Host(HostRecord::Requested { spec_hash });
+        self.append(self.view.incarnation + 1, &body);
+    }
+
+    /// Adds what the host did or saw.
+    pub fn host(&mut self, record: HostRecord) {
+        self.append(self.view.incarnation, &Body::Host(record));
+    }
+
+    /// Adds an event of the guest. `head` was read from `line`, and `digest` is the stream's with it.
+    pub fn guest(&mut self, at: &Timestamp, head: &EventHead<'_>, line: &[u8], digest: Digest) {
+        format::write_guest(self.view.next_n, at, self.view.incarnation, line, &mut self.buffer);
+        self.view.next_n += 1;
+        self.view.apply_guest(head, line, digest);
+    }
+
+    fn append(&mut self, incarnation: u32, body: &Body) {
+        let at = now();
+        let n = self.view.next_n;
+        format::write_host(n, &at, incarnation, body, &mut self.buffer);
+        self.view.apply(&format::Record { n, at, inc: incarnation, body: body.clone() });
+    }
+
+    /// Bytes that no commit has taken yet.
+    pub fn pending(&self) -> usize {
+        self.buffer.len()
+    }
+
+    /// Whether a commit is under way.
+    pub fn is_committing(&self) -> bool {
+        self.in_flight.is_some()
+    }
+
+    /// Hands what was added to the committer. `logs` are files that it speaks of.
+    ///
+    /// # Errors
+    /// Where an earlier commit failed.
+    ///
+    /// # Panics
+    /// Where a commit is under way: the caller's order is wrong.
+    pub fn start_commit(&mut self, logs: Vec<Arc<File>>) -> Result<(), JournalError> {
+        assert!(self.in_flight.is_none(), "one commit at a time");
+        if self.failed {
+            return Err(JournalError::Degraded { path: self.path.clone() });
+        }
+        let bytes = std::mem::replace(&mut self.buffer, std::mem::take(&mut self.spare));
+        let (sender, done) = oneshot::channel();
+        let length = bytes.len() as u64;
+        let job = Job { journal: Arc::clone(&self.file), bytes, logs, done: sender };
+        if self.committer.jobs.send(job).is_err() {
+            return Err(self.broken("handing records to the journal's thread", io::Error::other("it ended")));
+        }
+        self.in_flight = Some(InFlight { done, bytes: length });
+        Ok(())
+    }
+
+    /// Waits for the commit under way, and publishes what it made durable. Never ready where there is none. Cancelling
+    /// loses nothing: the next call goes on waiting.
+    ///
+    /// # Errors
+    /// Where it could not be written or synced.
+    pub async fn committed(&mut self) -> Result<(), JournalError> {
+        let Some(in_flight) = &mut self.in_flight else { return std::future::pending().await };
+        let answer = (&mut in_flight.done).await;
+        let bytes = in_flight.bytes;
+        self.in_flight = None;
+        match answer {
+            Ok((Ok(()), mut spare)) => {
+                spare.clear();
+                self.spare = spare;
+                self.durable.send_modify(|length| *length += bytes);
+                Ok(())
+            }
+            Ok((Err(error), _)) => Err(self.broken("writing the journal", error)),
+            Err(_) => Err(self.broken("writing the journal", io::Error::other("its thread ended"))),
+        }
+    }
+
+    /// Makes everything that was added durable.
+    ///
+    /// # Errors
+    /// Where it could not be written or synced.
+    pub async fn commit(&mut self) -> Result<(), JournalError> {
+        if self.is_committing() {
+            self.committed().await?;
+        }
+        if self.pending() > 0 {
+            self.start_commit(Vec::new())?;
+            self.committed().await?;
+        }
+        Ok(())
+    }
+
+    fn broken(&mut self, doing: &'static str, source: io::Error) -> JournalError {
+        self.failed = true;
+        io_error(&self.path, doing, source)
+    }
+}
+
+fn io_error(path: &Path, doing: &'static str, source: io::Error) -> JournalError {
+    JournalError::Io { path: path.to_owned(), doing, source: Arc::new(source) }
+}
+
+/// Reads a journal up to the last record that holds, and says how many bytes that is.
+fn recover(file: &mut File, path: &Path) -> Result<(View, u64), JournalError> {
+    let fail = |source| io_error(path, "reading the journal", source);
+    file.seek(SeekFrom::Start(0)).map_err(fail)?;
+    let mut reader = BufReader::with_capacity(256 * 1024, file);
+    let mut view = View::default();
+    let mut valid = 0;
+    let mut line = Vec::new();
+    loop {
+        line.clear();
+        let read = io::Read::take(&mut reader, MAX_RECORD_BYTES as u64).read_until(b'\n', &mut line).map_err(fail)?;
+        if line.pop() != Some(b'\n') {
+            return Ok((view, valid));
+        }
+        let record = match format::read(&line) {
+            Ok(record) if record.n == view.next_n => record,
+            Err(NoRecord::Damaged) => return Ok((view, valid)),
+            Ok(_) | Err(NoRecord::Foreign) => {
+                return Err(JournalError::Foreign { path: path.to_owned(), line: view.next_n + 1 });
+            }
+        };
+        match &record.body {
+            Body::Journal(header) if header.version != VERSION => {
+                return Err(JournalError::Version { path: path.to_owned(), found: header.version });
+            }
+            _ => view.apply(&record),
+        }
+        valid += read as u64;
+    }
+}

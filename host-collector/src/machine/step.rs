@@ -1,0 +1,432 @@
+//! The transitions.
+
+use std::time::Duration;
+
+use pika_cloud_common::State;
+use pika_cloud_common::spec::{OutputCollectionMode, RetentionPolicy};
+use pika_cloud_common::verdict::{DeathCause, Outcome, Watchdog};
+
+use super::types::{Action, CallFailure, EndDecision, Found, Guest, Input, Phase, Plan, SessionLoss, Start};
+use pika_cloud_common::limits::PEER_TIMEOUT;
+
+/// Between two tries of what failed: doubled from the first to the last.
+const FIRST_RETRY: Duration = Duration::from_millis(50);
+const LAST_RETRY: Duration = Duration::from_secs(2);
+
+/// How long Incus may keep failing in passing ways before provisioning is given up.
+const PROVISION_PATIENCE: Duration = Duration::from_secs(60);
+
+/// How long Incus may keep failing to destroy an instance before it is left to a later start.
+const DESTROY_PATIENCE: Duration = Duration::from_secs(120);
+
+/// Sessions in a row that a guest may break before it counts as one that does not keep the contract.
+const MAX_BROKEN_SESSIONS: u32 = 3;
+
+/// Beyond the guest's own deadline, so that it can say its last word first.
+const RUN_BACKSTOP: Duration = Duration::from_secs(5);
+
+/// Beyond the grace, for the terminal event to arrive.
+const STOP_MARGIN: Duration = Duration::from_secs(2);
+
+/// Decides what happens next to one incarnation.
+#[derive(Debug)]
+pub struct Machine {
+    plan: Plan,
+    phase: Phase,
+    booted: bool,
+    start_sent: bool,
+    unreachable: bool,
+    ended: Option<EndDecision>,
+    heard_at: Duration,
+    broken_sessions: u32,
+    /// When what is waited for is tried again.
+    retry_at: Option<Duration>,
+    retry_delay: Duration,
+    /// Since when the current kind of call has been failing.
+    failing_since: Option<Duration>,
+    boot_deadline: Option<Duration>,
+    run_deadline: Option<Duration>,
+    stop_deadline: Option<Duration>,
+}
+
+impl Machine {
+    /// Goes on from where the journal left off, and says what to do first.
+    pub fn new(plan: Plan, start: &Start, now: Duration) -> (Self, Vec<Action>) {
+        let ended = start.ended.as_ref().map(|ended| EndDecision {
+            outcome: ended.outcome.clone(),
+            message: ended.message.clone(),
+            error: ended.error.clone(),
+        });
+        let mut machine = Self {
+            phase: Phase::Looking,
+            booted: start.booted,
+            start_sent: start.start_sent_ago.is_some(),
+            unreachable: false,
+            ended,
+            heard_at: now,
+            broken_sessions: 0,
+            retry_at: None,
+            retry_delay: FIRST_RETRY,
+            failing_since: None,
+            boot_deadline: None,
+            run_deadline: None,
+            stop_deadline: None,
+            plan,
+        };
+        machine.run_deadline = start.start_sent_ago.and_then(|ago| machine.run_deadline(now, ago));
+        let mut actions = Vec::new();
+        match start {
+            Start { finished: true, .. } => machine.phase = Phase::Done,
+            Start { concluded: true, .. } => machine.let_go(&mut actions),
+            Start { ended: Some(_), collection: Some(_), .. } => machine.conclude(&mut actions),
+            Start { ended: Some(_), .. } => machine.collect(&mut actions),
+            _ => actions.push(Action::Look),
+        }
+        (machine, actions)
+    }
+
+    /// Where it stands.
+    pub fn phase(&self) -> Phase {
+        self.phase
+    }
+
+    /// Whether the guest's workload was asked for, now or by an earlier collector.
+    pub fn start_sent(&self) -> bool {
+        self.start_sent
+    }
+
+    /// When [`Input::Tick`] is due; earlier ones do no harm.
+    pub fn next_tick(&self) -> Option<Duration> {
+        let silence = self.watches_silence().then(|| {
+            let next = if self.unreachable { self.plan.silence } else { self.plan.silence.min(PEER_TIMEOUT) };
+            self.heard_at + next
+        });
+        let boot = self.boot_deadline.filter(|_| self.watches_boot());
+        let run = self.run_deadline.filter(|_| self.may_end());
+        [silence, boot, run, self.stop_deadline, self.retry_at].into_iter().flatten().min()
+    }
+
+    /// Takes an input, and says what to do.
+    pub fn step(&mut self, input: Input, now: Duration) -> Vec<Action> {
+        let mut actions = Vec::new();
+        match input {
+            Input::Looked(answer) => self.looked(answer, now, &mut actions),
+            Input::Created(answer) => self.created(answer, now, &mut actions),
+            Input::Started(answer) => self.started(answer, now, &mut actions),
+            Input::Heard => self.heard(now, &mut actions),
+            Input::Guest(guest) => self.guest(guest, now, &mut actions),
+            Input::NoSession(loss) => self.no_session(loss, now, &mut actions),
+            Input::Collected(_) if self.phase == Phase::Collecting => self.conclude(&mut actions),
+            Input::Concluded if self.phase == Phase::Concluding => self.let_go(&mut actions),
+            Input::Collected(_) | Input::Concluded => {}
+            Input::Destroyed(answer) => self.destroyed(answer, now, &mut actions),
+            Input::Cancel => self.cancel(now, &mut actions),
+            Input::Tick => self.tick(now, &mut actions),
+        }
+        actions
+    }
+
+    fn looked(&mut self, answer: Result<Found, CallFailure>, now: Duration, actions: &mut Vec<Action>) {
+        if self.phase != Phase::Looking {
+            return;
+        }
+        let found = match answer {
+            Ok(found) => found,
+            Err(failure) => {
+                return self.call_failed(failure, "Incus could not be asked for the instance", now, actions);
+            }
+        };
+        match found {
+            // Nothing was started in it, so that making it is harmless, again or for the first time.
+            Found::Absent if !self.start_sent => {
+                self.enter(Phase::Creating);
+                actions.push(Action::Record(State::Provisioning, "creating the instance".to_owned()));
+                actions.push(Action::Create);
+            }
+            Found::Stopped if !self.booted => self.start_instance(actions),
+            Found::Running => self.dial(now, actions),
+            Found::Changing(_) => {
+                self.boot_deadline.get_or_insert(now + self.plan.boot);
+                self.retry(now);
+            }
+            Found::Absent => {
+                self.end(EndDecision::died(DeathCause::InstanceGone, "the instance is gone"), now, actions)
+            }
+            Found::Stopped => {
+                self.end(EndDecision::died(DeathCause::InstanceStopped, "the instance stopped"), now, actions);
+            }
+            Found::Error => {
+                let end = EndDecision::died(DeathCause::InstanceError, "Incus cannot tell what became of the instance");
+                self.end(end, now, actions);
+            }
+        }
+    }
+
+    fn created(&mut self, answer: Result<(), CallFailure>, now: Duration, actions: &mut Vec<Action>) {
+        if self.phase != Phase::Creating {
+            return;
+        }
+        match answer {
+            Ok(()) => self.start_instance(actions),
+            Err(failure) => self.call_failed(failure, "Incus could not create the instance", now, actions),
+        }
+    }
+
+    fn start_instance(&mut self, actions: &mut Vec<Action>) {
+        self.enter(Phase::Starting);
+        actions.push(Action::Record(State::Provisioning, "starting the instance".to_owned()));
+        actions.push(Action::Start);
+    }
+
+    fn started(&mut self, answer: Result<(), CallFailure>, now: Duration, actions: &mut Vec<Action>) {
+        if self.phase != Phase::Starting {
+            return;
+        }
+        match answer {
+            Ok(()) => self.dial(now, actions),
+            Err(failure) => self.call_failed(failure, "Incus could not start the instance", now, actions),
+        }
+    }
+
+    fn dial(&mut self, now: Duration, actions: &mut Vec<Action>) {
+        self.boot_deadline.get_or_insert(now + self.plan.boot);
+        self.phase = Phase::Dialing;
+        self.retry_at = None;
+        self.failing_since = None;
+        actions.push(Action::Dial);
+    }
+
+    fn heard(&mut self, now: Duration, actions: &mut Vec<Action>) {
+        self.heard_at = now;
+        if std::mem::take(&mut self.unreachable) {
+            actions.push(Action::Record(State::Booted, "the guest is heard again".to_owned()));
+        }
+    }
+
+    fn guest(&mut self, guest: Guest, now: Duration, actions: &mut Vec<Action>) {
+        self.heard(now, actions);
+        match guest {
+            Guest::Opened { run_lost: true } => {
+                self.end(EndDecision::died(DeathCause::Rebooted, "the guest booted again"), now, actions);
+            }
+            Guest::Opened { .. } if self.phase == Phase::Dialing => self.opened(now, actions),
+            Guest::Accepted => self.broken_sessions = 0,
+            Guest::Terminal { outcome, message } => self.end(EndDecision::new(outcome, message), now, actions),
+            Guest::Refused(message) => {
+                let end = EndDecision::new(Outcome::ProvisionFailed, "the guest refused to start the workload");
+                self.end(end.because(message), now, actions);
+            }
+            Guest::Rewound => {
+                let message = "the guest was restored to an earlier state";
+                self.end(EndDecision::died(DeathCause::Rewound, message), now, actions);
+            }
+            Guest::Opened { .. } | Guest::State(_) => {}
+        }
+    }
+
+    /// The workload is asked for in every session: the guest starts it at most once for a request (Invariant 9).
+    fn opened(&mut self, now: Duration, actions: &mut Vec<Action>) {
+        self.enter(Phase::Live);
+        if !self.booted {
+            self.booted = true;
+            actions.push(Action::Record(State::Booted, "the agent answered".to_owned()));
+        }
+        if !self.start_sent {
+            self.start_sent = true;
+            self.run_deadline = self.run_deadline(now, Duration::ZERO);
+        }
+        actions.push(Action::StartWorkload);
+    }
+
+    fn no_session(&mut self, loss: SessionLoss, now: Duration, actions: &mut Vec<Action>) {
+        if !matches!(self.phase, Phase::Dialing | Phase::Live) {
+            return;
+        }
+        actions.push(Action::HangUp);
+        self.phase = Phase::Looking;
+        match loss {
+            // Whether the instance still runs is Incus's to say.
+            SessionLoss::Lost(_) | SessionLoss::NewStream => self.retry(now),
+            SessionLoss::NoAgent(message) if !self.booted => {
+                let end = EndDecision::new(Outcome::ProvisionFailed, "the image has no usable pika-guest");
+                self.end(end.because(message), now, actions);
+            }
+            SessionLoss::Refused(message) => {
+                let end = EndDecision::new(Outcome::ProvisionFailed, "the guest's agent and this host do not fit");
+                self.end(end.because(message), now, actions);
+            }
+            SessionLoss::NoAgent(message) | SessionLoss::Broken(message) => {
+                self.broken_sessions += 1;
+                if self.broken_sessions < MAX_BROKEN_SESSIONS {
+                    return self.retry(now);
+                }
+                let text = "the guest no longer keeps the contract";
+                self.end(EndDecision::died(DeathCause::ContractBroken, text).because(message), now, actions);
+            }
+        }
+    }
+
+    fn cancel(&mut self, now: Duration, actions: &mut Vec<Action>) {
+        if !self.may_end() {
+            return;
+        }
+        let end = EndDecision::new(Outcome::Cancelled, "cancelled");
+        if self.phase == Phase::Live {
+            self.decide(end, actions);
+            self.enter(Phase::Stopping);
+            self.stop_deadline = Some(now + self.plan.stop_grace + STOP_MARGIN);
+            actions.push(Action::Terminate);
+        } else {
+            self.end(end, now, actions);
+        }
+    }
+
+    fn tick(&mut self, now: Duration, actions: &mut Vec<Action>) {
+        let due = |deadline: Option<Duration>| deadline.is_some_and(|deadline| deadline <= now);
+        if self.phase == Phase::Stopping && due(self.stop_deadline) {
+            return self.collect(actions);
+        }
+        if self.may_end() && due(self.run_deadline) {
+            let text = "the workload ran beyond run_secs, and the guest did not end it";
+            return self.end(timed_out(Watchdog::Run, text), now, actions);
+        }
+        if self.watches_boot() && due(self.boot_deadline) {
+            return self.end(timed_out(Watchdog::Boot, "the agent did not answer within boot_secs"), now, actions);
+        }
+        if self.watches_silence() {
+            let silent = now.saturating_sub(self.heard_at);
+            if silent >= self.plan.silence {
+                let text = "the guest was not heard within silence_secs";
+                return self.end(EndDecision::new(Outcome::Unreachable, text), now, actions);
+            }
+            if silent >= PEER_TIMEOUT && !self.unreachable {
+                self.unreachable = true;
+                actions.push(Action::Record(State::Unreachable, "the guest is not heard".to_owned()));
+            }
+        }
+        if due(self.retry_at) {
+            self.retry_at = None;
+            match self.phase {
+                Phase::Looking => actions.push(Action::Look),
+                Phase::Destroying => actions.push(Action::Destroy),
+                _ => {}
+            }
+        }
+    }
+
+    fn destroyed(&mut self, answer: Result<(), CallFailure>, now: Duration, _: &mut Vec<Action>) {
+        if self.phase != Phase::Destroying {
+            return;
+        }
+        match answer {
+            Ok(()) => self.enter(Phase::Done),
+            Err(failure) if failure.transient && self.is_patient(DESTROY_PATIENCE, now) => self.retry(now),
+            // The journal says that it is not finished: the next start tries again.
+            Err(_) => self.enter(Phase::Done),
+        }
+    }
+
+    /// The one place where an end is decided; the first word stands (Invariant 2).
+    fn end(&mut self, end: EndDecision, _: Duration, actions: &mut Vec<Action>) {
+        if self.phase == Phase::Stopping {
+            // What ends now is what was to be ended.
+            return self.collect(actions);
+        }
+        if self.may_end() {
+            self.decide(end, actions);
+            self.collect(actions);
+        }
+    }
+
+    fn decide(&mut self, end: EndDecision, actions: &mut Vec<Action>) {
+        if self.ended.is_none() {
+            self.ended = Some(end.clone());
+            actions.push(Action::End(end));
+        }
+    }
+
+    /// Invariant 7: on every terminal path, but for a policy that wants nothing.
+    fn collect(&mut self, actions: &mut Vec<Action>) {
+        let completed = matches!(self.ended, Some(EndDecision { outcome: Outcome::Completed { .. }, .. }));
+        let wanted = match self.plan.collect {
+            OutputCollectionMode::Always => true,
+            OutputCollectionMode::FailureOnly => !completed,
+            OutputCollectionMode::None => false,
+        };
+        if !wanted {
+            return self.conclude(actions);
+        }
+        self.enter(Phase::Collecting);
+        actions.push(Action::Collect);
+    }
+
+    fn conclude(&mut self, actions: &mut Vec<Action>) {
+        self.enter(Phase::Concluding);
+        actions.push(Action::Conclude);
+    }
+
+    fn let_go(&mut self, actions: &mut Vec<Action>) {
+        match self.plan.retention {
+            RetentionPolicy::DestroyOnCompletion => {
+                self.enter(Phase::Destroying);
+                actions.push(Action::Destroy);
+            }
+            RetentionPolicy::KeepUntilStopped | RetentionPolicy::DebugKeep => {
+                self.enter(Phase::Done);
+                actions.push(Action::Keep);
+            }
+        }
+    }
+
+    /// Incus failed a call while the instance is being provided: again where that may help, else that is the end.
+    fn call_failed(&mut self, failure: CallFailure, text: &str, now: Duration, actions: &mut Vec<Action>) {
+        if failure.transient && self.is_patient(PROVISION_PATIENCE.max(self.plan.silence), now) {
+            // What Incus made of the call is read, never guessed.
+            self.phase = Phase::Looking;
+            return self.retry(now);
+        }
+        let outcome = if self.start_sent { Outcome::Unreachable } else { Outcome::ProvisionFailed };
+        self.end(EndDecision::new(outcome, text).because(failure.message), now, actions);
+    }
+
+    fn is_patient(&mut self, patience: Duration, now: Duration) -> bool {
+        let since = *self.failing_since.get_or_insert(now);
+        now.saturating_sub(since) < patience
+    }
+
+    fn retry(&mut self, now: Duration) {
+        self.retry_at = Some(now + self.retry_delay);
+        self.retry_delay = (self.retry_delay * 2).min(LAST_RETRY);
+    }
+
+    /// Enters a phase by success, so that what failed before it counts no more.
+    fn enter(&mut self, phase: Phase) {
+        self.phase = phase;
+        self.retry_at = None;
+        self.retry_delay = FIRST_RETRY;
+        self.failing_since = None;
+    }
+
+    /// Whether the end is still open.
+    fn may_end(&self) -> bool {
+        self.ended.is_none()
+            && matches!(self.phase, Phase::Looking | Phase::Creating | Phase::Starting | Phase::Dialing | Phase::Live)
+    }
+
+    fn watches_boot(&self) -> bool {
+        !self.booted && matches!(self.phase, Phase::Looking | Phase::Dialing)
+    }
+
+    fn watches_silence(&self) -> bool {
+        self.booted && matches!(self.phase, Phase::Looking | Phase::Dialing | Phase::Live)
+    }
+
+    fn run_deadline(&self, now: Duration, ago: Duration) -> Option<Duration> {
+        let budget = self.plan.run? + self.plan.stop_grace + RUN_BACKSTOP;
+        Some(now + budget.saturating_sub(ago))
+    }
+}
+
+fn timed_out(watchdog: Watchdog, text: &str) -> EndDecision {
+    EndDecision::new(Outcome::TimedOut { watchdog }, text)
+}

@@ -1,0 +1,118 @@
+//! Everything that a spec names is looked up before anything is made, so that a missing image leaves nothing half done.
+
+use std::path::PathBuf;
+
+use pika_cloud_common::RuntimeSpec;
+use pika_cloud_common::spec::InstanceType;
+
+use crate::error::Error;
+use crate::incus::{Client, Labels, Profile};
+
+/// Checks that Incus has what the spec names, and that the name is free or ours.
+pub(crate) async fn check(client: &Client, spec: &RuntimeSpec, owner: &str) -> Result<(), Error> {
+    client.server().await?;
+    mounts(spec)?;
+    let project = &spec.incus.project;
+    if !client.has_project(project).await? {
+        return Err(Error::Missing {
+            what: "project",
+            name: project.clone(),
+            project: String::new(),
+            way_out: format!("make it (incus project create {project}), or correct incus.project"),
+        });
+    }
+    image(client, spec).await?;
+    profiles(client, spec).await?;
+    if let Some(instance) = client.instance(project, &spec.identity.instance_name).await? {
+        let labels = Labels::read(&instance.config);
+        let whose = match labels {
+            None => "was not made by pika-cloud".to_owned(),
+            Some(labels) if labels.runtime_id != spec.identity.runtime_id => {
+                format!("belongs to runtime `{}`", labels.runtime_id)
+            }
+            Some(labels) if labels.owner != owner => "belongs to the collector of another state dir".to_owned(),
+            Some(_) => return Ok(()),
+        };
+        return Err(Error::NotOurs { instance: instance.name, project: project.clone(), whose });
+    }
+    Ok(())
+}
+
+/// Incus is on this host, so that a mount's source must be, too.
+fn mounts(spec: &RuntimeSpec) -> Result<(), Error> {
+    for (index, mount) in spec.mounts.iter().enumerate() {
+        let path = PathBuf::from(&mount.source);
+        if !path.is_dir() {
+            return Err(Error::MountSource { index, path });
+        }
+    }
+    Ok(())
+}
+
+async fn image(client: &Client, spec: &RuntimeSpec) -> Result<(), Error> {
+    let project = &spec.incus.project;
+    let alias = &spec.incus.image_alias;
+    let Some(image) = client.image(project, alias).await? else {
+        return Err(Error::Missing {
+            what: "image",
+            name: alias.clone(),
+            project: project.clone(),
+            way_out:
+                "import one (incus image import FILE --alias NAME), or correct incus.image_alias; `incus image list` \
+                      shows those that are"
+                    .to_owned(),
+        });
+    };
+    let (kind, wanted) = match spec.incus.instance_type {
+        InstanceType::Container => ("container", "container"),
+        InstanceType::VirtualMachine => ("virtual-machine", "virtual_machine"),
+    };
+    if image.kind != kind {
+        return Err(Error::ImageKind { alias: alias.clone(), found: image.kind, wanted });
+    }
+    Ok(())
+}
+
+async fn profiles(client: &Client, spec: &RuntimeSpec) -> Result<(), Error> {
+    let project = &spec.incus.project;
+    let mut pool = None;
+    for name in std::iter::once(&spec.incus.profile).chain(&spec.incus.extra_profiles) {
+        let Some(profile) = client.profile(project, name).await? else {
+            return Err(Error::Missing {
+                what: "profile",
+                name: name.clone(),
+                project: project.clone(),
+                way_out: format!(
+                    "make it (incus profile create {name} --project {project}), or correct incus.profile; `incus profile \
+                     list` shows those that are"
+                ),
+            });
+        };
+        pool = root_pool(&profile).or(pool);
+    }
+    let Some(pool) = pool else {
+        return Err(Error::Missing {
+            what: "root disk of profile",
+            name: spec.incus.profile.clone(),
+            project: project.clone(),
+            way_out: format!(
+                "give it one (incus profile device add {} root disk path=/ pool=POOL); `incus storage list` shows pools, \
+                 `incus storage create default dir` makes one",
+                spec.incus.profile
+            ),
+        });
+    };
+    if !client.storage_pools().await?.contains(&pool) {
+        return Err(Error::Missing {
+            what: "storage pool",
+            name: pool.clone(),
+            project: String::new(),
+            way_out: format!("make it (incus storage create {pool} dir), or give the profile another root disk"),
+        });
+    }
+    Ok(())
+}
+
+fn root_pool(profile: &Profile) -> Option<String> {
+    profile.root_disk()?.get("pool").cloned()
+}
