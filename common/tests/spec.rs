@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 
 use pika_cloud_common::RuntimeSpec;
+use pika_cloud_common::digest::Digest;
 use pika_cloud_common::spec::{FieldError, REDACTED, SpecError, difference, hash};
 use proptest::prelude::*;
 use serde_json::{Value, json};
@@ -514,6 +515,19 @@ fn the_hash_is_pinned() {
         hash(&RuntimeSpec::from_json(ci_job).unwrap()),
         "v1:81ce74731c746e6b9f079e23d306ad3f46f242cfada480c751983811a1558186"
     );
+}
+
+/// So a new default, which is given nowhere, changes no hash.
+#[test]
+fn the_hash_is_over_given_fields_only() {
+    let spec = with(&[
+        ("watchdogs/run_secs", json!(5)),
+        ("policies/output_collection/mode", json!("none")),
+        ("limits/log_bytes", json!(9)),
+        ("mounts", json!([{ "guest_path": "/a", "source": "/b" }])),
+    ]);
+    let given = r#"{"entry_command":"true","identity":{"instance_name":"ci-job-7","runtime_id":"job-7"},"incus":{"image_alias":"ci","instance_type":"container"},"limits":{"log_bytes":9},"mounts":[{"guest_path":"/a","source":"/b"}],"policies":{"output_collection":{"mode":"none"}},"watchdogs":{"run_secs":5}}"#;
+    assert_eq!(hash(&read(&spec)), format!("v1:{}", Digest::of(given.as_bytes())));
 }
 
 #[test]
