@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
-use rustix::fs::inotify::{self, CreateFlags, WatchFlags};
+use rustix::fs::inotify::{self, CreateFlags, ReadFlags, WatchFlags};
 use rustix::io::Errno;
 
 use crate::ledger::Folder;
@@ -58,16 +58,21 @@ impl Watch {
         self.blind.then_some(FALLBACK_INTERVAL)
     }
 
-    /// Takes note of all changes so far; says whether there were any.
-    pub fn drain(&self) -> bool {
+    /// Takes note of all changes so far: calls `each` with the name of each file that changed. Says whether names may be
+    /// missing, so that one has to look at everything.
+    pub fn drain(&self, mut each: impl FnMut(&[u8])) -> bool {
         let Some(inotify) = &self.inotify else { return true };
-        let mut changed = self.blind;
+        let mut missing = self.blind;
         let mut buffer = [MaybeUninit::<u8>::uninit(); 4096];
+        let mut reader = inotify::Reader::new(inotify, &mut buffer);
         loop {
-            match rustix::io::read(inotify, &mut buffer) {
-                Ok((read, _)) if !read.is_empty() => changed = true,
+            match reader.next() {
+                Ok(event) => {
+                    missing |= event.events().contains(ReadFlags::QUEUE_OVERFLOW);
+                    each(event.file_name().map_or(&[][..], |name| name.to_bytes()));
+                }
                 Err(Errno::INTR) => {}
-                _ => return changed,
+                Err(_) => return missing,
             }
         }
     }
@@ -80,7 +85,7 @@ impl Watch {
             Some(fd) => {
                 let mut fds = [PollFd::new(&fd, PollFlags::IN)];
                 let _ = rustix::event::poll(&mut fds, Some(&timespec(left)));
-                self.drain();
+                self.drain(|_| ());
             }
             None => std::thread::sleep(left),
         }

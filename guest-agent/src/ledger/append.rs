@@ -8,7 +8,7 @@ use serde::Serialize;
 use serde_json::{Value, json};
 
 use super::error::LedgerError;
-use super::{Locked, caps, scan, system};
+use super::{Locked, caps, system};
 
 /// What an event is to say.
 #[derive(Clone, Debug, PartialEq)]
@@ -223,7 +223,8 @@ impl Locked<'_> {
                 folder.replace(paths::RESULT, &document(&wanted), false)?;
             }
         }
-        self.mend_status()
+        self.mend_status()?;
+        self.set_hint(self.last.seq)
     }
 
     /// Makes `status.json` agree with the last state event, where that was read.
@@ -237,15 +238,6 @@ impl Locked<'_> {
             folder.replace(paths::STATUS, &document(&status_of(event)), false)?;
         }
         Ok(())
-    }
-
-    /// Reads the whole file for the last state event, where the last line did not tell it; a stream does so once.
-    pub fn settle(&mut self) -> Result<(), LedgerError> {
-        if self.last.state_event.is_none() {
-            let reading = |errno| LedgerError::io("read", self.events_path())(errno);
-            self.last = scan::find_last(&self.events, self.len, self.stream.base.seq, None, false).map_err(reading)?;
-        }
-        self.mend()
     }
 
     /// Records in `result.json` and `status.json` the exit code of a workload that had said its last word before.

@@ -64,6 +64,11 @@ impl Folder {
         }
     }
 
+    /// Its descriptor.
+    pub fn into_fd(self) -> OwnedFd {
+        self.fd
+    }
+
     /// Where the folder is, for messages.
     pub fn path(&self) -> &Path {
         &self.path

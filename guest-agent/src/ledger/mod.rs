@@ -39,9 +39,11 @@ pub(crate) use folder::{read_at, write_all};
 pub use format::{AckFile, OWNER, OwnerFile, SESSION_LOCK, SUPERVISOR_LOCK, StreamFile};
 pub use lock::FileLock;
 pub use rotate::{open_previous, prune_previous};
+pub use trim::{TRIM_BYTES, TrimPoint, find_trim_point, trim_log};
 
 use std::path::PathBuf;
 
+use pika_cloud_common::limits::MAX_COUNT;
 use pika_cloud_common::{Event, paths};
 use rustix::fd::{AsFd, OwnedFd};
 use rustix::fs::{self, OFlags};
@@ -116,14 +118,21 @@ impl<'a> Locked<'a> {
         let mut text = [0; 24];
         let read = read_at(&lock, &mut text, 0).map_err(LedgerError::io("read", folder.path_of(paths::EVENTS_SEQ)))?;
         let hint = format::parse_hint(&text[..read]);
-        let (events, stat) = folder.open_or_create_file(paths::EVENTS, OFlags::RDWR | OFlags::APPEND)?;
+        let access = OFlags::RDWR | OFlags::APPEND;
+        let found = folder.open_file(paths::EVENTS, access)?;
+        let removed = found.is_none();
+        let (events, stat) = found.map_or_else(|| folder.open_or_create_file(paths::EVENTS, access), Ok)?;
         let size = u64::try_from(stat.st_size).unwrap_or(0);
         let len = scan::end_of_whole_lines(&events, size).map_err(reading)?;
         if len < size {
             fs::ftruncate(&events, len).map_err(LedgerError::io("cut", folder.path_of(paths::EVENTS)))?;
         }
         let no_result = fs::accessat(folder, paths::RESULT, fs::Access::EXISTS, fs::AtFlags::empty()).is_err();
-        let last = scan::find_last(&events, len, stream.base.seq, hint, no_result).map_err(reading)?;
+        let mut last = scan::find_last(&events, len, stream.base.seq, hint, no_result).map_err(reading)?;
+        if removed {
+            // Somebody removed the file. What it held is lost; its numbers are not given again.
+            last.seq = last.seq.max(hint.unwrap_or(0).min(MAX_COUNT));
+        }
         Ok(Self { ledger, hint, hint_bytes: lock.size(), lock, stream, events, len, last })
     }
 

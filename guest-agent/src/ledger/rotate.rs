@@ -81,6 +81,8 @@ fn move_into(folder: &Folder, place: &Folder, name: &str) -> Result<(), LedgerEr
 fn begin(folder: &Folder, boot_id: &str) -> Result<StreamFile, LedgerError> {
     folder.child_or_create(paths::LOGS_DIR)?;
     folder.child_or_create(paths::ARTIFACTS_DIR)?;
+    // Before the stream's own file, so that a stream without this one has lost it.
+    folder.open_or_create_file(paths::EVENTS, OFlags::RDWR)?;
     let stream = StreamFile::new(system::random_id(), boot_id.to_owned());
     stream.write(folder)?;
     Ok(stream)

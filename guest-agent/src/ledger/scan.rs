@@ -164,16 +164,3 @@ pub fn mark_at(fd: impl AsFd, len: u64, base_seq: u64, base_digest: Digest, seq:
     })?;
     Ok(mark)
 }
-
-/// The last `seq` by the reader's rule, from the last line where that is an event.
-pub fn find_last_seq(fd: impl AsFd, len: u64, base_seq: u64) -> io::Result<u64> {
-    if len == 0 {
-        return Ok(base_seq);
-    }
-    let mut last = base_seq;
-    for_each_event(fd, len, base_seq, |_, seq, _| {
-        last = seq;
-        ControlFlow::Continue(())
-    })?;
-    Ok(last)
-}

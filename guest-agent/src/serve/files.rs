@@ -5,14 +5,19 @@ use std::time::Duration;
 
 use pika_cloud_common::limits::MAX_DOCUMENT_BYTES;
 use pika_cloud_common::wire::{
-    Ack, Archive, ErrorCode, GuestMessage, Heartbeat, HostHello, Notice, SessionError, Start, write_event,
+    Ack, Archive, ErrorCode, GuestMessage, Heartbeat, HostHello, Notice, Role, SessionError, Start,
+    write_event,
 };
-use pika_cloud_common::{RunResult, State, Status, paths};
+use pika_cloud_common::{DecodeError, RunResult, State, Status, paths};
 use rustix::fd::{BorrowedFd, OwnedFd};
 use rustix::process::PidfdFlags;
 
 use super::stream::refusal;
-use crate::ledger::{self, AckFile, Draft, FileLock, Folder, Ledger, LedgerError, OwnerFile, StreamFile, system};
+use crate::ledger::{
+    self, AckFile, Draft, FileLock, Folder, Ledger, LedgerError, OwnerFile, OWNER, SESSION_LOCK, SUPERVISOR_LOCK, StreamFile, TRIM_BYTES,
+    system,
+};
+use crate::session::archive::Archiver;
 use crate::session::bulk::LogTail;
 use crate::session::core::{Dirt, Done, Opened, Work};
 use crate::session::source::{self, OpenError};
@@ -37,9 +42,16 @@ struct Open {
     watch: Watch,
     tail: EventTail,
     logs: LogTail,
-    status: Vec<u8>,
-    result: Vec<u8>,
+    status: Sent,
+    result: Sent,
     ack: AckFile,
+    /// How far the log's space was given back.
+    punched: u64,
+    /// Bytes of events that were sent since the last trim.
+    sent_bytes: u64,
+    /// No trim before this event is acknowledged.
+    trim_from: u64,
+    archive: Option<Archiver>,
 }
 
 type Refused<T> = Result<T, SessionError>;
@@ -67,6 +79,7 @@ impl Files {
         })?;
         // Without logs the events still come.
         let logs = source.folder.child(paths::LOGS_DIR).ok().flatten();
+        let (after, logs_after) = (source.after, source.logs.clone());
         let mut open = Open {
             ack: AckFile::read(&source.folder, &source.stream_id),
             tail: EventTail::new(source.after),
@@ -74,14 +87,23 @@ impl Files {
             stream_id: source.stream_id,
             previous: source.previous,
             logs: LogTail::new(None, source.logs),
-            status: Vec::new(),
-            result: Vec::new(),
+            status: Sent::default(),
+            result: Sent::default(),
+            archive: None,
+            punched: 0,
+            // The first acknowledgement looks at what earlier sessions left.
+            sent_bytes: TRIM_BYTES,
+            trim_from: 0,
             ledger,
             watch,
         };
         if let Some(logs) = logs {
             open.watch.add(&logs);
             open.logs.attach(logs);
+        }
+        if hello.role == Role::Owner && hello.after.is_some() {
+            // What an owner goes on behind, it has.
+            open.record_ack(&Ack { seq: after, logs: logs_after }, &self.session)?;
         }
         self.open = Some(open);
         Ok(opened)
@@ -109,7 +131,13 @@ impl Files {
                 Ok(Done::Nothing)
             }
             Work::Log => Ok(if open.logs.send(out) { Done::More } else { Done::Nothing }),
-            Work::Archive => Ok(Done::Nothing),
+            Work::Archive => {
+                let more = open.archive.as_mut().is_some_and(|archive| archive.send(out));
+                if !more {
+                    open.archive = None;
+                }
+                Ok(if more { Done::More } else { Done::Nothing })
+            }
         }
     }
 
@@ -157,7 +185,13 @@ impl Files {
         open.ack.write(&open.ledger_folder()?).map_err(|error| broken(&error))
     }
 
-    pub(super) fn archive(&mut self, _: &Archive) -> Refused<()> {
+    /// Begins an archive.
+    pub(super) fn archive(&mut self, asked: &Archive) -> Refused<()> {
+        let Some(open) = &mut self.open else { return Err(not_open()) };
+        let artifacts =
+            open.folder.child(paths::ARTIFACTS_DIR).map_err(|error| refusal(ErrorCode::Archive, &error))?;
+        let archiver = Archiver::new(artifacts.map(Folder::into_fd), asked);
+        open.archive = Some(archiver.map_err(|error| refusal(ErrorCode::Archive, &error))?);
         Ok(())
     }
 
@@ -185,15 +219,20 @@ impl Files {
         self.open.as_ref()?.watch.interval()
     }
 
-    /// What changed since the last time.
-    pub(super) fn changes(&mut self) -> Dirt {
-        match &mut self.open {
-            Some(open) => {
-                open.watch.drain();
-                Dirt::ALL
-            }
-            None => Dirt::default(),
-        }
+    /// What changed since the last time, and whether the owner may have.
+    pub(super) fn changes(&mut self) -> (Dirt, bool) {
+        let Some(open) = &mut self.open else { return (Dirt::default(), false) };
+        let (mut dirt, mut owner) = (Dirt::default(), false);
+        let all = open.watch.drain(|name| match std::str::from_utf8(name).unwrap_or_default() {
+            paths::EVENTS => dirt.events = true,
+            paths::STATUS => dirt.status = true,
+            paths::RESULT => dirt.result = true,
+            OWNER => owner = true,
+            // Files of `logs/` have any name; those of the agent's own begin with a dot or belong to it.
+            name if name.starts_with('.') || is_our_own(name) => {}
+            _ => dirt.logs = true,
+        });
+        if all { (Dirt::ALL, true) } else { (dirt, owner) }
     }
 
     /// Whether another session of an owner took over.
@@ -201,6 +240,11 @@ impl Files {
         let Some(open) = &self.open else { return false };
         OwnerFile::read(open.ledger.folder()).is_some_and(|owner| owner.session != self.session)
     }
+}
+
+/// Files in the root that say nothing to a host.
+fn is_our_own(name: &str) -> bool {
+    matches!(name, paths::EVENTS_SEQ | paths::EVENTS_STREAM | paths::EVENTS_ACK | SESSION_LOCK | SUPERVISOR_LOCK)
 }
 
 fn not_open() -> SessionError {
@@ -258,14 +302,41 @@ impl Open {
             }
         }
         if self.ack != before {
-            self.ack.write(&self.ledger_folder()?).map_err(|error| broken(&error))?;
+            // Best effort: where it cannot be written for want of space, trimming by it may make some.
+            let _ = self.ack.write(&self.ledger_folder()?);
         }
         drop(guard);
+        self.trim();
         Ok(Done::Nothing)
+    }
+
+    /// Gives back what is acknowledged. Best effort: what cannot be trimmed now is tried again with the next
+    /// acknowledgement, and the caps hold meanwhile.
+    fn trim(&mut self) {
+        if self.previous {
+            return;
+        }
+        let acked = self.ack.logs.get(paths::GUEST_LOG).copied().unwrap_or(0);
+        self.punched = ledger::trim_log(&self.ledger, acked, self.punched);
+        if self.sent_bytes < TRIM_BYTES || self.ack.seq < self.trim_from {
+            return;
+        }
+        let Ok(Some(stream)) = StreamFile::read(self.ledger.folder()) else { return };
+        if stream.stream_id != self.stream_id {
+            return;
+        }
+        if let Ok(Some(point)) = ledger::find_trim_point(self.ledger.folder(), &stream, self.ack.seq)
+            && self.ledger.lock().is_ok_and(|locked| locked.trim(&point).is_ok())
+        {
+            self.sent_bytes = 0;
+        }
+        // Not with every acknowledgement: finding the place reads all that is acknowledged.
+        self.trim_from = self.tail.last_seq();
     }
 
     fn send_events(&mut self, out: &mut Vec<u8>) -> Result<Done, LedgerError> {
         let mut bad = BadLines::default();
+        let before = out.len();
         let tailed = self.tail.read(&self.folder, |piece| match piece {
             Piece::Event { line, .. } => {
                 bad.tell(out);
@@ -274,6 +345,7 @@ impl Open {
             Piece::Bad { offset, bytes, reason, sample } => bad.add(offset, bytes, reason, sample),
         })?;
         bad.tell(out);
+        self.sent_bytes += (out.len() - before) as u64;
         let seq = self.tail.last_seq();
         match tailed {
             Tailed::More => Ok(Done::MoreEvents(seq)),
@@ -290,30 +362,54 @@ impl Open {
     }
 
     fn send_status(&mut self, out: &mut Vec<u8>) {
-        if let Some(text) = changed_document(&self.folder, paths::STATUS, &mut self.status)
-            && let Ok(status) = Status::decode(&text)
-        {
+        if let Some(status) = self.status.changed(&self.folder, paths::STATUS, Status::decode, out) {
             GuestMessage::Status(status).write(out);
         }
     }
 
     fn send_result(&mut self, out: &mut Vec<u8>) {
-        if let Some(text) = changed_document(&self.folder, paths::RESULT, &mut self.result)
-            && let Ok(result) = RunResult::decode(&text)
-        {
+        if let Some(result) = self.result.changed(&self.folder, paths::RESULT, RunResult::decode, out) {
             GuestMessage::Result(result).write(out);
         }
     }
 }
 
-/// The document, where it is another than `last`. Something odd in its place is left out: the events say all of it too.
-fn changed_document(folder: &Folder, name: &str, last: &mut Vec<u8>) -> Option<Vec<u8>> {
-    let text = folder.read(name, MAX_DOCUMENT_BYTES).ok().flatten()?;
-    if text == *last {
-        return None;
+/// A document as it was last sent.
+#[derive(Default)]
+struct Sent {
+    text: Vec<u8>,
+    trouble: String,
+}
+
+impl Sent {
+    /// The document, where it is another than before. Something odd in its place is left out, and said once: the events
+    /// say all of it too.
+    fn changed<T>(
+        &mut self,
+        folder: &Folder,
+        name: &str,
+        decode: impl FnOnce(&[u8]) -> Result<T, DecodeError>,
+        out: &mut Vec<u8>,
+    ) -> Option<T> {
+        let reason = match folder.read(name, MAX_DOCUMENT_BYTES) {
+            Ok(None) => return None,
+            Ok(Some(text)) if text == self.text => return None,
+            Ok(Some(text)) => match decode(&text) {
+                Ok(document) => {
+                    self.text = text;
+                    self.trouble.clear();
+                    return Some(document);
+                }
+                Err(error) => error.to_string(),
+            },
+            Err(error) => error.to_string(),
+        };
+        if reason != self.trouble {
+            self.trouble.clone_from(&reason);
+            GuestMessage::Notice(Notice::Skipped { path: name.to_owned(), reason }).write(out);
+        }
+        None
     }
-    last.clone_from(&text);
-    Some(text)
 }
 
 /// Bad lines in a row, told as one: a flood of them costs one notice a block at most.

@@ -146,8 +146,8 @@ impl Session<'_> {
             }
         }
         if ready.files {
-            let dirt = self.files.changes();
-            if self.core.is_owner() && self.files.is_superseded() {
+            let (dirt, owner) = self.files.changes();
+            if owner && self.core.is_owner() && self.files.is_superseded() {
                 self.step(Input::Superseded);
             }
             self.step(Input::Changed(dirt));

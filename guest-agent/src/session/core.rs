@@ -372,7 +372,8 @@ impl Core {
 
     fn on_archive(&mut self, archive: Archive) -> Vec<Action> {
         if self.archiving {
-            return self.refuse(error(ErrorCode::Archive, "an archive is being sent already"));
+            let busy = error(ErrorCode::Archive, "an archive is being sent already");
+            return vec![Action::Say(GuestMessage::Error(busy))];
         }
         self.archiving = true;
         vec![Action::Archive(archive)]
@@ -412,6 +413,9 @@ impl Core {
 
     /// Says why, and ends the session where the refusal is of that kind.
     fn refuse(&mut self, refusal: SessionError) -> Vec<Action> {
+        if refusal.code == ErrorCode::Archive {
+            self.archiving = false;
+        }
         if !matches!(refusal.code, ErrorCode::Busy | ErrorCode::NotOwner | ErrorCode::Archive) {
             self.phase = Phase::Ended(Ending::Refused(refusal.code));
         }

@@ -14,7 +14,8 @@ use pika_cloud_common::{SCHEMA_VERSION, paths};
 use rustix::fs::OFlags;
 
 use super::core::Opened;
-use crate::ledger::{self, AckFile, Folder, Ledger, LedgerError, OwnerFile, StreamFile, scan, system};
+use crate::ledger::scan::{self, Mark};
+use crate::ledger::{self, AckFile, Folder, Ledger, LedgerError, OwnerFile, StreamFile, system};
 use crate::supervise;
 
 /// A stream that a session carries.
@@ -60,8 +61,8 @@ pub fn open(ledger: &Ledger, hello: &HostHello, session: &str) -> Result<(Source
     }
     let mut locked = ledger.lock()?;
     supervise::settle_lost(&mut locked)?;
-    locked.settle()?;
-    let current = locked.stream().clone();
+    locked.mend()?;
+    let current = (locked.stream().clone(), locked.last().seq);
     drop(locked);
     let (source, opened) = choose(ledger, hello.after.as_ref(), current)?;
     if guard.is_some() {
@@ -71,7 +72,11 @@ pub fn open(ledger: &Ledger, hello: &HostHello, session: &str) -> Result<(Source
     Ok((source, opened))
 }
 
-fn choose(ledger: &Ledger, cursor: Option<&Cursor>, current: StreamFile) -> Result<(Source, Opened), LedgerError> {
+fn choose(
+    ledger: &Ledger,
+    cursor: Option<&Cursor>,
+    (current, current_seq): (StreamFile, u64),
+) -> Result<(Source, Opened), LedgerError> {
     let root = Folder::open_or_create(ledger.folder().path())?;
     let earlier = match cursor {
         Some(cursor) if cursor.stream_id != current.stream_id => ledger::open_previous(&root, &cursor.stream_id)?,
@@ -82,7 +87,8 @@ fn choose(ledger: &Ledger, cursor: Option<&Cursor>, current: StreamFile) -> Resu
         None => (root, current, false),
     };
     let cursor = cursor.filter(|cursor| cursor.stream_id == stream.stream_id);
-    let place = find_place(&folder, &stream, cursor)?;
+    let last_seq = if previous { last_seq_of(&folder, &stream)? } else { current_seq };
+    let place = find_place(&folder, &stream, cursor, last_seq)?;
     let acked_seq = AckFile::read(&folder, &stream.stream_id).seq;
     let hello = GuestHello {
         protocol: PROTOCOL,
@@ -93,7 +99,7 @@ fn choose(ledger: &Ledger, cursor: Option<&Cursor>, current: StreamFile) -> Resu
         machine_uuid: system::machine_uuid(),
         first_seq: stream.base.seq.saturating_add(1),
         first_digest: (stream.base.seq > 0).then_some(stream.base.digest),
-        last_seq: place.last_seq,
+        last_seq,
         request_id: stream.request_id,
     };
     let source = Source { folder, stream_id: stream.stream_id, after: place.after, logs: place.logs, previous };
@@ -102,30 +108,39 @@ fn choose(ledger: &Ledger, cursor: Option<&Cursor>, current: StreamFile) -> Resu
 
 struct Place {
     after: u64,
-    last_seq: u64,
     logs: BTreeMap<String, u64>,
     notices: Vec<Notice>,
 }
 
-fn find_place(folder: &Folder, stream: &StreamFile, cursor: Option<&Cursor>) -> Result<Place, LedgerError> {
-    let base = &stream.base;
+/// The last event of an earlier stream.
+fn last_seq_of(folder: &Folder, stream: &StreamFile) -> Result<u64, LedgerError> {
+    let mark = mark_of(folder, stream, u64::MAX)?;
+    Ok(mark.map_or(stream.base.seq, |mark| mark.seq))
+}
+
+/// Where the stream stood at `seq`.
+fn mark_of(folder: &Folder, stream: &StreamFile, seq: u64) -> Result<Option<Mark>, LedgerError> {
     let reading = |errno| LedgerError::io("read", folder.path_of(paths::EVENTS))(errno);
-    let mut last_seq = base.seq;
-    let mut digest_at_cursor = None;
-    if let Some((fd, stat)) = folder.open_file(paths::EVENTS, OFlags::RDONLY)? {
-        let size = u64::try_from(stat.st_size).unwrap_or(0);
-        let len = scan::end_of_whole_lines(&fd, size).map_err(reading)?;
-        last_seq = scan::find_last_seq(&fd, len, base.seq).map_err(reading)?;
-        if let Some(cursor) = cursor.filter(|cursor| cursor.seq > base.seq) {
-            let mark = scan::mark_at(&fd, len, base.seq, base.digest, cursor.seq).map_err(reading)?;
-            digest_at_cursor = (mark.seq == cursor.seq).then_some(mark.digest);
-        }
-    }
-    let mut place = Place { after: base.seq, last_seq, logs: BTreeMap::new(), notices: Vec::new() };
+    let Some((fd, stat)) = folder.open_file(paths::EVENTS, OFlags::RDONLY)? else { return Ok(None) };
+    let size = u64::try_from(stat.st_size).unwrap_or(0);
+    let len = scan::end_of_whole_lines(&fd, size).map_err(reading)?;
+    scan::mark_at(&fd, len, stream.base.seq, stream.base.digest, seq).map(Some).map_err(reading)
+}
+
+fn find_place(
+    folder: &Folder,
+    stream: &StreamFile,
+    cursor: Option<&Cursor>,
+    last_seq: u64,
+) -> Result<Place, LedgerError> {
+    let base = &stream.base;
+    let mut place = Place { after: base.seq, logs: BTreeMap::new(), notices: Vec::new() };
     let Some(cursor) = cursor else { return Ok(place) };
-    if cursor.seq == base.seq {
-        digest_at_cursor = Some(base.digest);
-    }
+    let digest_at_cursor = match cursor.seq {
+        seq if seq == base.seq => Some(base.digest),
+        seq if seq > base.seq => mark_of(folder, stream, seq)?.filter(|mark| mark.seq == seq).map(|mark| mark.digest),
+        _ => None,
+    };
     if cursor.seq < base.seq {
         // What was trimmed can no longer be compared.
         place.notices.push(Notice::Gap { first_seq: base.seq.saturating_add(1) });

@@ -11,7 +11,7 @@ use rustix::fd::OwnedFd;
 use rustix::fs::{self, AtFlags, OFlags};
 
 use crate::ledger::lines::{BLOCK_BYTES, Line, LineCursor, Unfit, judge};
-use crate::ledger::{Folder, LedgerError, read_at};
+use crate::ledger::{Folder, LedgerError};
 
 /// One line of the file.
 #[derive(Debug)]
