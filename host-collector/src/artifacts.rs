@@ -5,6 +5,7 @@
 //! No name is resolved through a link or out of the folder (`openat2` with `BENEATH` and `NO_SYMLINKS`), no link is ever
 //! made, an existing file is never opened again, and every count is bounded by the spec.
 
+use std::fmt::Write as _;
 use std::fs::{self, File};
 use std::io::{self, Write as _};
 use std::os::fd::OwnedFd;
@@ -17,7 +18,7 @@ use sha2::{Digest as _, Sha256};
 
 /// The archive cannot go on.
 #[derive(Debug, thiserror::Error)]
-pub enum ArtifactError {
+pub(crate) enum ArtifactError {
     /// The host's file system refused.
     #[error("{path}: {doing}: {source}")]
     Io {
@@ -40,7 +41,7 @@ pub enum ArtifactError {
 
 /// A tree of artifacts that is being received.
 #[derive(Debug)]
-pub struct ArtifactTree {
+pub(crate) struct ArtifactTree {
     partial: PathBuf,
     folder: OwnedFd,
     limits: ArchiveLimits,
@@ -66,7 +67,7 @@ impl ArtifactTree {
     ///
     /// # Errors
     /// Where it cannot be made.
-    pub fn begin(folder: &Path, limits: ArchiveLimits) -> Result<Self, ArtifactError> {
+    pub(crate) fn begin(folder: &Path, limits: ArchiveLimits) -> Result<Self, ArtifactError> {
         let partial = folder.join("artifacts.partial");
         let io =
             |doing| move |source: io::Error| ArtifactError::Io { path: "artifacts.partial".to_owned(), doing, source };
@@ -81,12 +82,12 @@ impl ArtifactTree {
     }
 
     /// Files and folders received.
-    pub fn files(&self) -> u64 {
+    pub(crate) fn files(&self) -> u64 {
         self.files
     }
 
     /// Bytes received.
-    pub fn bytes(&self) -> u64 {
+    pub(crate) fn bytes(&self) -> u64 {
         self.bytes
     }
 
@@ -94,7 +95,7 @@ impl ArtifactTree {
     ///
     /// # Errors
     /// Where it does not fit what came before it, is beyond the limits, or the host refuses.
-    pub fn entry(&mut self, entry: &Entry) -> Result<(), ArtifactError> {
+    pub(crate) fn entry(&mut self, entry: &Entry) -> Result<(), ArtifactError> {
         let wrong = |problem| Err(ArtifactError::Guest { path: entry.path.clone(), problem });
         if self.bytes.saturating_add(entry.len) > self.limits.max_bytes {
             return wrong("the archive is larger than was asked for");
@@ -128,7 +129,7 @@ impl ArtifactTree {
     ///
     /// # Errors
     /// Where the host cannot write them, or they do not have the digest that was announced.
-    pub fn bytes_of_entry(&mut self, bytes: &[u8]) -> Result<(), ArtifactError> {
+    pub(crate) fn bytes_of_entry(&mut self, bytes: &[u8]) -> Result<(), ArtifactError> {
         let Some(current) = &mut self.current else {
             return Err(ArtifactError::Guest { path: String::new(), problem: "bytes of no file" });
         };
@@ -159,11 +160,10 @@ impl ArtifactTree {
             source,
         })?;
         // sha256sum's own escape: a backslash before the line says that backslashes in it are doubled.
-        let (escape, path) = match current.path.contains('\\') {
-            true => ("\\", current.path.replace('\\', "\\\\")),
-            false => ("", current.path),
-        };
-        self.manifest += &format!("{escape}{found}  artifacts/{path}\n");
+        let escape = if current.path.contains('\\') { "\\" } else { "" };
+        let path = current.path.replace('\\', "\\\\");
+        // Writing to a String cannot fail.
+        let _ = writeln!(self.manifest, "{escape}{found}  artifacts/{path}");
         Ok(())
     }
 
@@ -216,7 +216,7 @@ impl ArtifactTree {
     ///
     /// # Errors
     /// Where the host refuses.
-    pub fn finish(self) -> Result<(), ArtifactError> {
+    pub(crate) fn finish(self) -> Result<(), ArtifactError> {
         let io = |doing| move |source: io::Error| ArtifactError::Io { path: "artifacts".to_owned(), doing, source };
         if let Some(current) = &self.current {
             fs::remove_file(self.partial.join(&current.path)).map_err(io("removing an unfinished file"))?;

@@ -386,9 +386,9 @@ impl Cloud {
         cancel: watch::Receiver<bool>,
     ) -> Result<(), Error> {
         self.lock_writing().insert(runtime_id.to_owned(), driver.journal().durable());
-        let driven = driver.drive(actions, until, cancel).await;
+        let ended = Box::pin(driver.drive(actions, until, cancel)).await;
         self.lock_writing().remove(runtime_id);
-        driven
+        ended
     }
 
     fn lock_writing(&self) -> MutexGuard<'_, HashMap<String, watch::Receiver<u64>>> {

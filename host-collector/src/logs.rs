@@ -29,6 +29,14 @@ struct LogFile {
     mark: LogMark,
 }
 
+/// What changed, for one commit.
+pub(crate) struct Dirty {
+    /// How far every file is.
+    pub(crate) marks: BTreeMap<String, LogMark>,
+    /// Those that changed: to be synced before the marks are.
+    pub(crate) files: Vec<Arc<File>>,
+}
+
 impl LogFiles {
     /// Goes on where the journal says that they durably are.
     pub(crate) fn open(folder: &Path, limit: u64, view: &View) -> io::Result<Self> {
@@ -51,13 +59,12 @@ impl LogFiles {
             self.files.insert(name.to_owned(), LogFile { file: None, mark: LogMark::default() });
         }
         let Some(log) = self.files.get_mut(name) else { return Ok(()) };
-        let file = match &log.file {
-            Some(file) => Arc::clone(file),
-            None => {
-                let file = Arc::new(open(&self.folder.join(name))?);
-                File::open(&self.folder)?.sync_all()?;
-                Arc::clone(log.file.insert(file))
-            }
+        let file = if let Some(file) = &log.file {
+            Arc::clone(file)
+        } else {
+            let file = Arc::new(open(&self.folder.join(name))?);
+            File::open(&self.folder)?.sync_all()?;
+            Arc::clone(log.file.insert(file))
         };
         let room = usize::try_from(self.limit.saturating_sub(self.kept)).unwrap_or(usize::MAX);
         let mut kept = 0;
@@ -90,13 +97,13 @@ impl LogFiles {
     }
 
     /// How far every file is, and those files that changed since this was last asked.
-    pub(crate) fn take_dirty(&mut self) -> Option<(BTreeMap<String, LogMark>, Vec<Arc<File>>)> {
+    pub(crate) fn take_dirty(&mut self) -> Option<Dirty> {
         if self.dirty.is_empty() {
             return None;
         }
         let changed = std::mem::take(&mut self.dirty);
         let files = changed.iter().filter_map(|name| self.files.get(name)?.file.clone()).collect();
-        Some((self.files.iter().map(|(name, log)| (name.clone(), log.mark)).collect(), files))
+        Some(Dirty { marks: self.files.iter().map(|(name, log)| (name.clone(), log.mark)).collect(), files })
     }
 }
 

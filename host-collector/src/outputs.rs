@@ -4,7 +4,7 @@ use std::fs::{self, File};
 use std::io::{self, BufWriter, Write as _};
 use std::path::Path;
 
-use pika_cloud_common::verdict::{Collection, Evidence, Outcome};
+use pika_cloud_common::verdict::{Evidence, Outcome};
 use pika_cloud_common::{RuntimeSpec, SCHEMA_VERSION, Verdict};
 
 use crate::error::Error;
@@ -34,15 +34,9 @@ pub(crate) fn verdict(spec: &RuntimeSpec, view: &View) -> Verdict {
             collection: view.collection.clone(),
             bad_lines: view.bad_lines,
             gaps: view.gaps,
-            ..Evidence::default()
         },
         extra: serde_json::Map::default(),
     }
-}
-
-/// Whether what was asked to be collected is all there.
-pub(crate) fn is_complete(verdict: &Verdict) -> bool {
-    !matches!(verdict.evidence.collection, Some(Collection { complete: false, .. }))
 }
 
 /// Writes an incarnation's `events.jsonl`, `status.json`, `result.json` and `verdict.json` from the journal in `runtime`.

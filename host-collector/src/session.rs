@@ -1,7 +1,7 @@
 //! The host's end of a session: a plain state machine over bytes, without I/O and without a clock of its own.
 //!
 //! ```text
-//!   bytes from the guest ─► space/filled ─► next() ─► Received: what is new, checked against the cursor
+//!   bytes from the guest ─► space/filled ─► receive() ─► Received: what is new, checked against the cursor
 //!   bytes to the guest   ◄─ write(HostMessage)         │
 //!   Duration since start ─► tick(now) ─► ping, or SessionFault::Silent
 //! ```
@@ -232,7 +232,7 @@ impl Session {
     ///
     /// # Errors
     /// Where the session cannot go on.
-    pub fn next(&mut self) -> Result<Option<Received<'_>>, SessionFault> {
+    pub fn receive(&mut self) -> Result<Option<Received<'_>>, SessionFault> {
         let announced = std::mem::take(&mut self.announced);
         if announced > 0 {
             self.decoder.expect_bulk(announced);
@@ -247,7 +247,7 @@ impl Session {
             self.open = true;
             return Ok(Some(Received::Opened(opened)));
         }
-        let cursor = self.cursor.as_mut().expect("an open session has a cursor");
+        let Some(cursor) = self.cursor.as_mut() else { return Err(SessionFault::Broken("no stream")) };
         if let Some(line) = event_line(line) {
             return Ok(Some(event(cursor, line)));
         }
@@ -272,8 +272,14 @@ impl Session {
                 self.bulk = Bulk::Entry;
                 Received::Entry(entry)
             }
-            GuestMessage::Status(status) => Received::Status(status),
-            GuestMessage::Result(result) => Received::Result(result),
+            GuestMessage::Status(status) => match status.check_version() {
+                Ok(()) => Received::Status(status),
+                Err(error) => bad_line(error.to_string(), line),
+            },
+            GuestMessage::Result(result) => match result.check_version() {
+                Ok(()) => Received::Result(result),
+                Err(error) => bad_line(error.to_string(), line),
+            },
             GuestMessage::Heartbeat(_) => Received::Nothing,
             GuestMessage::Notice(notice) => Received::Notice(notice),
             GuestMessage::Error(error) => Received::Refused(error),

@@ -69,7 +69,7 @@ fn fail(path: &Path, doing: &'static str) -> impl FnOnce(io::Error) -> StateDirE
 
 /// A collector's state dir.
 #[derive(Clone, Debug)]
-pub struct StateDir {
+pub(crate) struct StateDir {
     path: PathBuf,
     owner: String,
 }
@@ -79,7 +79,7 @@ impl StateDir {
     ///
     /// # Errors
     /// Where it cannot be made, read or written, or is full.
-    pub fn open(path: &Path) -> Result<Self, StateDirError> {
+    pub(crate) fn open(path: &Path) -> Result<Self, StateDirError> {
         make_folder(path)?;
         let stat = rustix::fs::statvfs(path).map_err(|e| fail(path, "reading its free space")(e.into()))?;
         let free = stat.f_bavail.saturating_mul(stat.f_frsize);
@@ -91,12 +91,12 @@ impl StateDir {
     }
 
     /// The id that instances made from here are marked with.
-    pub fn owner(&self) -> &str {
+    pub(crate) fn owner(&self) -> &str {
         &self.owner
     }
 
     /// The folder of a runtime, whether it exists or not.
-    pub fn runtime(&self, runtime_id: &str) -> RuntimeFolder {
+    pub(crate) fn runtime(&self, runtime_id: &str) -> RuntimeFolder {
         RuntimeFolder { path: self.path.join(runtime_id) }
     }
 
@@ -104,7 +104,7 @@ impl StateDir {
     ///
     /// # Errors
     /// Where the folder cannot be read.
-    pub fn runtimes(&self) -> Result<Vec<String>, StateDirError> {
+    pub(crate) fn runtimes(&self) -> Result<Vec<String>, StateDirError> {
         let entries = fs::read_dir(&self.path).map_err(fail(&self.path, "listing runtimes"))?;
         let mut names: Vec<String> = entries
             .flatten()
@@ -150,18 +150,18 @@ fn random_hex() -> io::Result<String> {
 
 /// The folder of one runtime.
 #[derive(Clone, Debug)]
-pub struct RuntimeFolder {
+pub(crate) struct RuntimeFolder {
     path: PathBuf,
 }
 
 impl RuntimeFolder {
     /// Where it is.
-    pub fn path(&self) -> &Path {
+    pub(crate) fn path(&self) -> &Path {
         &self.path
     }
 
     /// Whether a run was ever begun in it.
-    pub fn exists(&self) -> bool {
+    pub(crate) fn exists(&self) -> bool {
         self.spec_path().exists()
     }
 
@@ -235,7 +235,7 @@ impl RuntimeFolder {
     }
 
     /// The folder of an incarnation's outputs.
-    pub fn incarnation(&self, incarnation: u32) -> PathBuf {
+    pub(crate) fn incarnation(&self, incarnation: u32) -> PathBuf {
         self.path.join(incarnation.to_string())
     }
 }

@@ -105,8 +105,14 @@ impl Driver {
             }
             Ok(Found::Stopped) => self.finish_collecting(Some("the instance is stopped".to_owned()), 0).await,
             Ok(Found::Absent) => self.finish_collecting(Some("the instance is gone".to_owned()), 0).await,
-            Ok(Found::Error | Found::Changing(_)) => self.collect_later(),
-            Err(failure) if failure.transient => self.collect_later(),
+            Ok(Found::Error | Found::Changing(_)) => {
+                self.collect_later();
+                Ok(())
+            }
+            Err(failure) if failure.transient => {
+                self.collect_later();
+                Ok(())
+            }
             Err(failure) => self.finish_collecting(Some(failure.message), 0).await,
         }
     }
@@ -116,7 +122,10 @@ impl Driver {
         collecting.lost_sessions += 1;
         let given_up = collecting.lost_sessions >= MAX_LOST_SESSIONS;
         match loss {
-            SessionLoss::Lost(_) | SessionLoss::NewStream if !given_up => self.collect_later(),
+            SessionLoss::Lost(_) | SessionLoss::NewStream if !given_up => {
+                self.collect_later();
+                Ok(())
+            }
             SessionLoss::NewStream => self.finish_collecting(Some("the guest booted again".to_owned()), 0).await,
             SessionLoss::Lost(problem)
             | SessionLoss::NoAgent(problem)
@@ -125,12 +134,11 @@ impl Driver {
         }
     }
 
-    fn collect_later(&mut self) -> Result<(), Error> {
+    fn collect_later(&mut self) {
         let at = self.now() + REDIAL;
         if let Some(collecting) = &mut self.collecting {
             collecting.redial_at = Some(at);
         }
-        Ok(())
     }
 
     pub(super) async fn collecting_tick(&mut self) -> Result<(), Error> {

@@ -31,8 +31,8 @@ use tokio::time::Instant;
 
 use crate::error::Error;
 use crate::incus::{Client, InstanceView};
-use crate::journal::Journal;
-use crate::logs::LogFiles;
+use crate::journal::{HostRecord, Journal};
+use crate::logs::{Dirty, LogFiles};
 use crate::machine::{Action, CallFailure, Guest, Input, Machine, Phase, Plan, SessionLoss, Start};
 use crate::state_dir::{RuntimeFolder, RuntimeLock};
 use crate::transport::Link;
@@ -283,8 +283,8 @@ impl Driver {
         }
         self.intake.flush(&mut self.journal);
         let files = match self.logs.take_dirty() {
-            Some((logs, files)) => {
-                self.journal.host(crate::journal::HostRecord::Logs { logs });
+            Some(Dirty { marks, files }) => {
+                self.journal.host(HostRecord::Logs { logs: marks });
                 files
             }
             None => Vec::new(),

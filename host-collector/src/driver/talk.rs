@@ -40,8 +40,9 @@ impl Driver {
         let message = fault.to_string();
         let loss = match fault {
             fault if fault.is_final() => SessionLoss::Refused(message),
-            SessionFault::Silent => SessionLoss::Lost(message),
-            SessionFault::Refused(SessionError { code: ErrorCode::Superseded, .. }) => SessionLoss::Lost(message),
+            SessionFault::Silent | SessionFault::Refused(SessionError { code: ErrorCode::Superseded, .. }) => {
+                SessionLoss::Lost(message)
+            }
             _ => SessionLoss::Broken(message),
         };
         self.session_lost(loss).await
@@ -51,7 +52,10 @@ impl Driver {
     pub(super) async fn read(&mut self, read: std::io::Result<usize>) -> Result<(), Error> {
         let n = match read {
             Ok(n @ 1..) => n,
-            Ok(_) => return self.ended_by_guest(),
+            Ok(_) => {
+                self.ended_by_guest();
+                return Ok(());
+            }
             Err(error) => return self.session_lost(SessionLoss::Lost(error.to_string())).await,
         };
         let now = self.now();
@@ -76,7 +80,7 @@ impl Driver {
     fn take_next(&mut self, at: &Timestamp) -> Result<Taken, SessionFault> {
         let Self { live, journal, logs, intake, collecting, next_commit, .. } = self;
         let Some(live) = live else { return Ok(Taken::Nothing) };
-        let Some(received) = live.session.next()? else { return Ok(Taken::Nothing) };
+        let Some(received) = live.session.receive()? else { return Ok(Taken::Nothing) };
         match received {
             Received::Nothing => {}
             Received::Event { head, missing, line, digest } => {
@@ -109,7 +113,7 @@ impl Driver {
                     intake.document(journal, HostRecord::Result { result: Box::new(result) });
                 }
             }
-            Received::Opened(opened) => self.opened(opened),
+            Received::Opened(opened) => self.opened(&opened),
             Received::Notice(notice) => return Ok(self.notice(notice)),
             Received::Refused(error) => return Ok(Taken::Refused(error)),
             Received::End(reason) => return Ok(Taken::End(reason)),
@@ -117,7 +121,7 @@ impl Driver {
         Ok(Taken::More)
     }
 
-    fn opened(&mut self, opened: Opened) {
+    fn opened(&mut self, opened: &Opened) {
         let hello = &opened.hello;
         let ours = hello.request_id.as_deref() == Some(self.request_id().as_str());
         let run_lost =
@@ -176,8 +180,8 @@ impl Driver {
     }
 
     /// The guest's side ended without a word. Why is Incus's to say, and is asked beside everything else.
-    fn ended_by_guest(&mut self) -> Result<(), Error> {
-        let Some(live) = self.live.take() else { return Ok(()) };
+    fn ended_by_guest(&mut self) {
+        let Some(live) = self.live.take() else { return };
         self.ops.spawn(async move {
             let end = live.diagnosis.explain().await;
             live.hang_up().await;
@@ -191,7 +195,6 @@ impl Driver {
                 }),
             })
         });
-        Ok(())
     }
 }
 

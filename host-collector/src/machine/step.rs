@@ -119,7 +119,7 @@ impl Machine {
             Input::Collected(_) if self.phase == Phase::Collecting => self.conclude(&mut actions),
             Input::Concluded if self.phase == Phase::Concluding => self.let_go(&mut actions),
             Input::Collected(_) | Input::Concluded => {}
-            Input::Destroyed(answer) => self.destroyed(answer, now, &mut actions),
+            Input::Destroyed(answer) => self.destroyed(answer, now),
             Input::Cancel => self.cancel(now, &mut actions),
             Input::Tick => self.tick(now, &mut actions),
         }
@@ -150,14 +150,14 @@ impl Machine {
                 self.retry(now);
             }
             Found::Absent => {
-                self.end(EndDecision::died(DeathCause::InstanceGone, "the instance is gone"), now, actions)
+                self.end(EndDecision::died(DeathCause::InstanceGone, "the instance is gone"), actions);
             }
             Found::Stopped => {
-                self.end(EndDecision::died(DeathCause::InstanceStopped, "the instance stopped"), now, actions);
+                self.end(EndDecision::died(DeathCause::InstanceStopped, "the instance stopped"), actions);
             }
             Found::Error => {
                 let end = EndDecision::died(DeathCause::InstanceError, "Incus cannot tell what became of the instance");
-                self.end(end, now, actions);
+                self.end(end, actions);
             }
         }
     }
@@ -207,18 +207,18 @@ impl Machine {
         self.heard(now, actions);
         match guest {
             Guest::Opened { run_lost: true } => {
-                self.end(EndDecision::died(DeathCause::Rebooted, "the guest booted again"), now, actions);
+                self.end(EndDecision::died(DeathCause::Rebooted, "the guest booted again"), actions);
             }
             Guest::Opened { .. } if self.phase == Phase::Dialing => self.opened(now, actions),
             Guest::Accepted => self.broken_sessions = 0,
-            Guest::Terminal { outcome, message } => self.end(EndDecision::new(outcome, message), now, actions),
+            Guest::Terminal { outcome, message } => self.end(EndDecision::new(outcome, message), actions),
             Guest::Refused(message) => {
                 let end = EndDecision::new(Outcome::ProvisionFailed, "the guest refused to start the workload");
-                self.end(end.because(message), now, actions);
+                self.end(end.because(message), actions);
             }
             Guest::Rewound => {
                 let message = "the guest was restored to an earlier state";
-                self.end(EndDecision::died(DeathCause::Rewound, message), now, actions);
+                self.end(EndDecision::died(DeathCause::Rewound, message), actions);
             }
             Guest::Opened { .. } | Guest::State(_) => {}
         }
@@ -249,11 +249,11 @@ impl Machine {
             SessionLoss::Lost(_) | SessionLoss::NewStream => self.retry(now),
             SessionLoss::NoAgent(message) if !self.booted => {
                 let end = EndDecision::new(Outcome::ProvisionFailed, "the image has no usable pika-guest");
-                self.end(end.because(message), now, actions);
+                self.end(end.because(message), actions);
             }
             SessionLoss::Refused(message) => {
                 let end = EndDecision::new(Outcome::ProvisionFailed, "the guest's agent and this host do not fit");
-                self.end(end.because(message), now, actions);
+                self.end(end.because(message), actions);
             }
             SessionLoss::NoAgent(message) | SessionLoss::Broken(message) => {
                 self.broken_sessions += 1;
@@ -261,7 +261,7 @@ impl Machine {
                     return self.retry(now);
                 }
                 let text = "the guest no longer keeps the contract";
-                self.end(EndDecision::died(DeathCause::ContractBroken, text).because(message), now, actions);
+                self.end(EndDecision::died(DeathCause::ContractBroken, text).because(message), actions);
             }
         }
     }
@@ -277,7 +277,7 @@ impl Machine {
             self.stop_deadline = Some(now + self.plan.stop_grace + STOP_MARGIN);
             actions.push(Action::Terminate);
         } else {
-            self.end(end, now, actions);
+            self.end(end, actions);
         }
     }
 
@@ -288,16 +288,16 @@ impl Machine {
         }
         if self.may_end() && due(self.run_deadline) {
             let text = "the workload ran beyond run_secs, and the guest did not end it";
-            return self.end(timed_out(Watchdog::Run, text), now, actions);
+            return self.end(timed_out(Watchdog::Run, text), actions);
         }
         if self.watches_boot() && due(self.boot_deadline) {
-            return self.end(timed_out(Watchdog::Boot, "the agent did not answer within boot_secs"), now, actions);
+            return self.end(timed_out(Watchdog::Boot, "the agent did not answer within boot_secs"), actions);
         }
         if self.watches_silence() {
             let silent = now.saturating_sub(self.heard_at);
             if silent >= self.plan.silence {
                 let text = "the guest was not heard within silence_secs";
-                return self.end(EndDecision::new(Outcome::Unreachable, text), now, actions);
+                return self.end(EndDecision::new(Outcome::Unreachable, text), actions);
             }
             if silent >= PEER_TIMEOUT && !self.unreachable {
                 self.unreachable = true;
@@ -314,20 +314,19 @@ impl Machine {
         }
     }
 
-    fn destroyed(&mut self, answer: Result<(), CallFailure>, now: Duration, _: &mut Vec<Action>) {
+    fn destroyed(&mut self, answer: Result<(), CallFailure>, now: Duration) {
         if self.phase != Phase::Destroying {
             return;
         }
         match answer {
-            Ok(()) => self.enter(Phase::Done),
             Err(failure) if failure.transient && self.is_patient(DESTROY_PATIENCE, now) => self.retry(now),
-            // The journal says that it is not finished: the next start tries again.
-            Err(_) => self.enter(Phase::Done),
+            // After a failure that stays, the journal says that it is not finished: the next start tries again.
+            Ok(()) | Err(_) => self.enter(Phase::Done),
         }
     }
 
     /// The one place where an end is decided; the first word stands (Invariant 2).
-    fn end(&mut self, end: EndDecision, _: Duration, actions: &mut Vec<Action>) {
+    fn end(&mut self, end: EndDecision, actions: &mut Vec<Action>) {
         if self.phase == Phase::Stopping {
             // What ends now is what was to be ended.
             return self.collect(actions);
@@ -386,7 +385,7 @@ impl Machine {
             return self.retry(now);
         }
         let outcome = if self.start_sent { Outcome::Unreachable } else { Outcome::ProvisionFailed };
-        self.end(EndDecision::new(outcome, text).because(failure.message), now, actions);
+        self.end(EndDecision::new(outcome, text).because(failure.message), actions);
     }
 
     fn is_patient(&mut self, patience: Duration, now: Duration) -> bool {

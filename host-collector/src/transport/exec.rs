@@ -24,7 +24,7 @@ const COMMAND: [&str; 2] = ["pika-guest", "stream"];
 const STDERR_TAIL_BYTES: usize = 4096;
 
 /// Why a session over exec ended.
-pub struct Diagnosis {
+pub(crate) struct Diagnosis {
     client: Client,
     operation_id: String,
     stderr: Arc<Mutex<Vec<u8>>>,
@@ -37,7 +37,7 @@ pub struct Diagnosis {
 ///
 /// # Errors
 /// Where Incus cannot run it; an agent that is missing shows only later, in [`Diagnosis::explain`].
-pub async fn dial_exec(client: &Client, project: &str, instance: &str) -> Result<Link, Error> {
+pub(crate) async fn dial_exec(client: &Client, project: &str, instance: &str) -> Result<Link, Error> {
     let operation = client.exec(project, instance, &COMMAND).await?;
     let open = async |fd: &str| {
         let secret = operation
@@ -68,7 +68,7 @@ async fn keep_tail(mut errors: WebSocketHalf, tail: Arc<Mutex<Vec<u8>>>) {
 
 impl Diagnosis {
     /// Why the agent ended, after its stream did.
-    pub async fn explain(&self) -> AgentEnd {
+    pub(crate) async fn explain(&self) -> AgentEnd {
         let code = self.client.exec_exit_code(&self.operation_id).await;
         let stderr = self.stderr.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         let stderr = String::from_utf8_lossy(&stderr).trim().to_owned();
@@ -82,7 +82,7 @@ impl Diagnosis {
 
 /// What became of the agent's process.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum AgentEnd {
+pub(crate) enum AgentEnd {
     /// It could not be run at all.
     Missing {
         /// 127 not found, 126 not executable.

@@ -4,15 +4,15 @@ mod exec;
 
 use tokio::io::{AsyncRead, AsyncWrite};
 
-pub use exec::{AgentEnd, Diagnosis, dial_exec};
+pub(crate) use exec::{AgentEnd, Diagnosis, dial_exec};
 
 /// What a session reads from.
-pub type Reader = Box<dyn AsyncRead + Send + Unpin>;
+pub(crate) type Reader = Box<dyn AsyncRead + Send + Unpin>;
 /// What a session writes to.
-pub type Writer = Box<dyn AsyncWrite + Send + Unpin>;
+pub(crate) type Writer = Box<dyn AsyncWrite + Send + Unpin>;
 
 /// Both directions, and what keeps them open.
-pub struct Link {
+pub(crate) struct Link {
     /// From the guest.
     pub reader: Reader,
     /// To the guest.

@@ -1,2 +1,74 @@
-//! Placeholder.
-fn main() {}
+//! `pika-cloud`: runs workloads in Incus instances. A thin consumer of the library.
+
+mod args;
+mod doctor;
+mod exit;
+mod inspect;
+mod print;
+mod run;
+mod show;
+
+use std::process::ExitCode;
+
+use clap::Parser as _;
+use pika_host_collector::{Cloud, Config};
+
+use args::{Args, Command};
+use exit::Failure;
+
+fn main() -> ExitCode {
+    let args = match Args::try_parse() {
+        Ok(args) => args,
+        Err(error) => return exit::of_usage(&error),
+    };
+    tracing_subscriber::fmt()
+        .with_writer(std::io::stderr)
+        .with_env_filter(
+            tracing_subscriber::EnvFilter::try_from_env("PIKA_CLOUD_LOG").unwrap_or_else(|_| "warn".into()),
+        )
+        .without_time()
+        .with_target(false)
+        .init();
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => return exit::of_failure(&Failure::Other(format!("no threads can be had: {error}"))),
+    };
+    let ended = runtime.block_on(dispatch(args));
+    // What still runs beside a finished command, such as a read of standard input, must not keep it from ending.
+    runtime.shutdown_background();
+    match ended {
+        Ok(code) => code,
+        Err(failure) => exit::of_failure(&failure),
+    }
+}
+
+async fn dispatch(args: Args) -> Result<ExitCode, Failure> {
+    let connect = || -> Result<Cloud, Failure> {
+        let config = Config { incus_socket: args.incus_socket()?, state_dir: args.state_dir()? };
+        Ok(Cloud::connect(&config)?)
+    };
+    match &args.command {
+        Command::Run(run) => run::run(&connect()?, run, args.json).await,
+        Command::Ensure { spec } => run::ensure(&connect()?, spec, args.json).await,
+        Command::Watch { id } => run::watch(&connect()?, id, args.json).await,
+        Command::Logs { id, follow } => show::logs(&connect()?, id, *follow).await,
+        Command::Inspect { id } => inspect::inspect(&connect()?, id, args.json).await,
+        Command::List => inspect::list(&connect()?, args.json),
+        Command::Collect { id, output } => {
+            connect()?.collect(id, output)?;
+            print::note(&format!("outputs of {id} are in {}", output.display()));
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::Destroy { id } => {
+            connect()?.destroy(id).await?;
+            print::note(&format!("{id} is destroyed; its journal and outputs stay in the state dir"));
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::Doctor => doctor::doctor(&args).await,
+        Command::Schema { name } => inspect::schema(name.as_deref()),
+        Command::Completions { shell } => {
+            args::completions(*shell);
+            Ok(ExitCode::SUCCESS)
+        }
+    }
+}

@@ -1,0 +1,149 @@
+//! The command line.
+
+use std::path::PathBuf;
+
+use clap::{CommandFactory as _, Parser, Subcommand};
+
+use crate::exit::Failure;
+
+/// Incus's own default.
+const DEFAULT_SOCKET: &str = "/var/lib/incus/unix.socket";
+
+const EXIT_CODES: &str = "\
+Exit codes of run and watch:
+  the workload's own   it ended by itself
+  124                  a watchdog ended it
+  125                  pika-cloud failed: bad spec, no Incus, no image, not ours, collection failed
+  126                  the guest died or was lost
+  129                  detached by SIGHUP; the same command goes on
+  130                  interrupted
+
+The same `run` again goes on with a live job and answers the verdict of a finished one; `--again` runs it anew.";
+
+/// Run workloads in Incus instances: start, watch, collect, destroy.
+#[derive(Debug, Parser)]
+#[command(name = "pika-cloud", version, after_help = EXIT_CODES, max_term_width = 110)]
+pub(crate) struct Args {
+    /// Where journals and outputs are kept [default: /var/lib/pika-cloud, or ~/.local/state/pika-cloud without root]
+    #[arg(long, global = true, value_name = "DIR", env = "PIKA_CLOUD_STATE_DIR")]
+    state_dir: Option<PathBuf>,
+
+    /// Incus's socket [default: `unix:$INCUS_SOCKET`, else `unix:$INCUS_DIR/unix.socket`, else `unix:/var/lib/incus/unix.socket`]
+    #[arg(long, global = true, value_name = "unix:PATH", env = "PIKA_CLOUD_INCUS")]
+    incus: Option<String>,
+
+    /// Print JSON: journal records as JSON lines for run, ensure and watch, a document for inspect and list
+    #[arg(long, global = true)]
+    pub(crate) json: bool,
+
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Run a spec to its end: create, start, follow, collect, conclude, destroy
+    Run(Run),
+    /// Make sure that a runtime exists and its workload was started, and return
+    Ensure {
+        /// The spec's file, or `-` for standard input
+        spec: PathBuf,
+    },
+    /// Show what is known of a runtime
+    Inspect {
+        /// The runtime's name
+        id: String,
+    },
+    /// List the runtimes of this state dir
+    List,
+    /// Follow a runtime until its end, without driving it
+    Watch {
+        /// The runtime's name
+        id: String,
+    },
+    /// Print a runtime's log
+    Logs {
+        /// The runtime's name
+        id: String,
+        /// Go on as it grows, until the runtime's end
+        #[arg(short, long)]
+        follow: bool,
+    },
+    /// Copy a runtime's outputs, as far as they are on this host, to a folder
+    Collect {
+        /// The runtime's name
+        id: String,
+        /// Where to
+        #[arg(long, value_name = "DIR")]
+        output: PathBuf,
+    },
+    /// End a runtime, whatever it is doing, and destroy its instance
+    Destroy {
+        /// The runtime's name
+        id: String,
+    },
+    /// Say what is missing on this host, and the command that mends it
+    Doctor,
+    /// Print the JSON Schema of a document, or the names of all
+    Schema {
+        /// Such as runtime-spec or verdict
+        name: Option<String>,
+    },
+    /// Print completions for a shell
+    Completions {
+        /// Which shell
+        shell: clap_complete::Shell,
+    },
+}
+
+/// What `run` takes.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Run {
+    /// The spec's file, or `-` for standard input
+    pub(crate) spec: PathBuf,
+    /// Put events.jsonl, status.json, result.json, verdict.json, logs/ and artifacts/ there at the end
+    #[arg(long, value_name = "DIR")]
+    pub(crate) output: Option<PathBuf>,
+    /// Run a finished job anew; its earlier outputs are kept in the state dir
+    #[arg(long)]
+    pub(crate) again: bool,
+}
+
+impl Args {
+    /// The socket, from the option or from the environment that Incus's own client reads.
+    pub(crate) fn incus_socket(&self) -> Result<PathBuf, Failure> {
+        let variable = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+        match &self.incus {
+            Some(given) => match given.strip_prefix("unix:") {
+                Some(path) if path.starts_with('/') => Ok(PathBuf::from(path)),
+                _ => Err(Failure::Other(format!(
+                    "--incus {given}: must be unix: and an absolute path, such as unix:{DEFAULT_SOCKET}"
+                ))),
+            },
+            None => Ok(variable("INCUS_SOCKET")
+                .or_else(|| variable("INCUS_DIR").map(|dir| dir.join("unix.socket")))
+                .unwrap_or_else(|| PathBuf::from(DEFAULT_SOCKET))),
+        }
+    }
+
+    /// The state dir.
+    pub(crate) fn state_dir(&self) -> Result<PathBuf, Failure> {
+        if let Some(given) = &self.state_dir {
+            return std::path::absolute(given)
+                .map_err(|error| Failure::Other(format!("--state-dir {}: {error}", given.display())));
+        }
+        if rustix::process::geteuid().is_root() {
+            return Ok(PathBuf::from("/var/lib/pika-cloud"));
+        }
+        let base = std::env::var_os("XDG_STATE_HOME")
+            .map(PathBuf::from)
+            .or_else(|| std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".local/state")));
+        base.map(|base| base.join("pika-cloud"))
+            .ok_or_else(|| Failure::Other("no state dir: $HOME is not set; name one with --state-dir DIR".to_owned()))
+    }
+}
+
+/// Prints completions to standard output.
+pub(crate) fn completions(shell: clap_complete::Shell) {
+    clap_complete::generate(shell, &mut Args::command(), "pika-cloud", &mut std::io::stdout());
+}

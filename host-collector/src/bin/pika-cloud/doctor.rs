@@ -1,0 +1,79 @@
+//! `pika-cloud doctor`: what is missing on this host, and the command that mends it.
+
+use std::process::ExitCode;
+
+use pika_host_collector::incus::Client;
+use pika_host_collector::{Cloud, Config};
+
+use crate::args::Args;
+use crate::exit::Failure;
+use crate::print;
+
+/// What one look found.
+enum Finding {
+    Good(String),
+    Missing { what: String, mend: String },
+}
+
+/// Looks at everything, and fails where something is missing.
+pub(crate) async fn doctor(args: &Args) -> Result<ExitCode, Failure> {
+    let socket = args.incus_socket()?;
+    let state_dir = args.state_dir()?;
+    let mut findings = vec![state_dir_finding(&Config { incus_socket: socket.clone(), state_dir })];
+    let client = Client::unix(socket);
+    match client.server().await {
+        Ok(server) => {
+            let version = &server.environment.server_version;
+            findings.push(Finding::Good(format!("Incus {version} answers at {}", client.socket().display())));
+            findings.extend(incus(&client).await);
+        }
+        Err(error) => findings.push(Finding::Missing {
+            what: error.to_string(),
+            mend: "apt install incus && systemctl enable --now incus, as root; Debian 12 has it in bookworm-backports"
+                .to_owned(),
+        }),
+    }
+    let mut missing = 0;
+    for finding in &findings {
+        match finding {
+            Finding::Good(what) => print::line(&format!("ok       {what}")),
+            Finding::Missing { what, mend } => {
+                missing += 1;
+                print::line(&format!("missing  {what}\n         mend it: {mend}"));
+            }
+        }
+    }
+    Ok(if missing == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn state_dir_finding(config: &Config) -> Finding {
+    let path = config.state_dir.display();
+    match Cloud::connect(config) {
+        Ok(_) => Finding::Good(format!("the state dir {path} can be written")),
+        Err(error) => {
+            Finding::Missing { what: error.to_string(), mend: "name a writable folder with --state-dir DIR".to_owned() }
+        }
+    }
+}
+
+async fn incus(client: &Client) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    match client.storage_pools().await {
+        Ok(pools) if !pools.is_empty() => findings.push(Finding::Good(format!("storage pools: {}", pools.join(", ")))),
+        Ok(_) => findings.push(Finding::Missing {
+            what: "Incus has no storage pool".to_owned(),
+            mend: "incus storage create default dir".to_owned(),
+        }),
+        Err(error) => findings.push(Finding::Missing { what: error.to_string(), mend: "see Incus's log".to_owned() }),
+    }
+    let root =
+        client.profile("default", "default").await.ok().flatten().and_then(|profile| profile.root_disk().cloned());
+    findings.push(match root {
+        Some(_) => Finding::Good("the profile `default` has a root disk".to_owned()),
+        None => Finding::Missing {
+            what: "the profile `default` has no root disk".to_owned(),
+            mend: "incus profile device add default root disk path=/ pool=default".to_owned(),
+        },
+    });
+    findings
+}

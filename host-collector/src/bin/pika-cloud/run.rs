@@ -1,0 +1,182 @@
+//! `run`, `ensure` and `watch`.
+
+use std::io::Read as _;
+use std::path::Path;
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use pika_cloud_common::RuntimeSpec;
+use pika_host_collector::{Cloud, Ensured, Error, Rerun};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
+
+use crate::args::Run;
+use crate::exit::{self, Failure};
+use crate::print;
+use crate::show::{What, follow};
+
+/// How long what is shown may lag behind what has ended.
+const LAST_LINES: Duration = Duration::from_secs(5);
+
+/// Specs are small; this keeps a wrong path such as `/dev/zero` from filling the memory.
+const MAX_SPEC_BYTES: u64 = 4 * 1024 * 1024;
+
+/// Reads a spec from a file or from standard input.
+fn read_spec(path: &Path) -> Result<RuntimeSpec, Failure> {
+    let fail = |error: std::io::Error| Failure::Other(format!("{}: the spec cannot be read: {error}", path.display()));
+    let mut text = String::new();
+    if path == Path::new("-") {
+        std::io::stdin().take(MAX_SPEC_BYTES).read_to_string(&mut text).map_err(fail)?;
+    } else {
+        let file = std::fs::File::open(path).map_err(fail)?;
+        file.take(MAX_SPEC_BYTES).read_to_string(&mut text).map_err(fail)?;
+    }
+    RuntimeSpec::from_json(&text).map_err(|error| Failure::Other(format!("{}: {error}", path.display())))
+}
+
+/// What a signal asks for.
+enum Wish {
+    Cancel,
+    Detach,
+    Now,
+}
+
+/// Waits for a signal; the second one to interrupt means at once.
+struct Wishes {
+    interrupt: tokio::signal::unix::Signal,
+    terminate: tokio::signal::unix::Signal,
+    hang_up: tokio::signal::unix::Signal,
+    wished: bool,
+}
+
+impl Wishes {
+    fn new() -> Result<Self, Failure> {
+        let listen = |kind| signal(kind).map_err(|error| Failure::Other(format!("no signals can be had: {error}")));
+        Ok(Self {
+            interrupt: listen(SignalKind::interrupt())?,
+            terminate: listen(SignalKind::terminate())?,
+            hang_up: listen(SignalKind::hangup())?,
+            wished: false,
+        })
+    }
+
+    async fn next(&mut self) -> Wish {
+        let again = tokio::select! {
+            _ = self.interrupt.recv() => std::mem::replace(&mut self.wished, true),
+            _ = self.terminate.recv() => std::mem::replace(&mut self.wished, true),
+            _ = self.hang_up.recv() => return Wish::Detach,
+        };
+        if again { Wish::Now } else { Wish::Cancel }
+    }
+}
+
+/// `pika-cloud run`.
+pub(crate) async fn run(cloud: &Cloud, args: &Run, json: bool) -> Result<ExitCode, Failure> {
+    let spec = read_spec(&args.spec)?;
+    let id = spec.identity.runtime_id.clone();
+    let rerun = if args.again { Rerun::Again } else { Rerun::Answer };
+    let what = if json { What::Json } else { What::All };
+    let began = Instant::now();
+    let (cancel, wish) = watch::channel(false);
+    let mut wishes = Wishes::new()?;
+    let shown = tokio::spawn(show_beside(cloud.clone(), id.clone(), what, began, rerun));
+    let running = cloud.run(&spec, rerun, wish);
+    tokio::pin!(running);
+    let verdict = loop {
+        tokio::select! {
+            verdict = &mut running => break verdict,
+            wish = wishes.next() => match wish {
+                Wish::Cancel => {
+                    print::note("interrupted: ending the workload, collecting, destroying; once more to leave at once");
+                    // `run` holds the other end.
+                    let _ = cancel.send(true);
+                }
+                Wish::Detach => {
+                    print::note(&format!("detached from {id}: the same command goes on"));
+                    return Ok(ExitCode::from(exit::DETACHED));
+                }
+                Wish::Now => {
+                    print::note(&format!("left {id} as it is: `pika-cloud destroy {id}` ends it"));
+                    return Ok(ExitCode::from(exit::INTERRUPTED));
+                }
+            },
+        }
+    };
+    let verdict = match verdict {
+        Ok(verdict) => verdict,
+        Err(error) => {
+            shown.abort();
+            return Err(error.into());
+        }
+    };
+    // The last lines are on their way: what is shown comes from the journal, and that is complete.
+    let _ = tokio::time::timeout(LAST_LINES, shown).await;
+    if let Some(output) = &args.output {
+        cloud.collect(&id, output)?;
+    }
+    Ok(ExitCode::from(exit::of_verdict(&verdict)))
+}
+
+/// Shows the runtime that is about to be begun. One that is over already is shown by its verdict alone.
+async fn show_beside(cloud: Cloud, id: String, what: What, began: Instant, rerun: Rerun) -> Result<(), Failure> {
+    let earlier = cloud.list().unwrap_or_default().into_iter().find(|(name, _)| *name == id).map(|(_, view)| view);
+    if let Some(view) = earlier.filter(|view| view.finished) {
+        if rerun == Rerun::Answer {
+            let Some(verdict) = view.verdict else { return Ok(()) };
+            if what == What::Json {
+                follow(&cloud, &id, what, began, false).await?;
+            } else {
+                print::phase(began.elapsed(), verdict.outcome.name(), &format!("already ended: {}", verdict.message));
+            }
+            return Ok(());
+        }
+        return follow_from(&cloud, &id, what, began, view.incarnation + 1).await;
+    }
+    follow_from(&cloud, &id, what, began, 1).await
+}
+
+/// Follows from an incarnation on that may not have been begun yet.
+async fn follow_from(cloud: &Cloud, id: &str, what: What, began: Instant, incarnation: u32) -> Result<(), Failure> {
+    loop {
+        let is_there = cloud.events(id).is_ok()
+            && cloud
+                .list()
+                .is_ok_and(|all| all.iter().any(|(name, view)| name == id && view.incarnation >= incarnation));
+        if is_there {
+            follow(cloud, id, what, began, true).await?;
+            return Ok(());
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
+/// `pika-cloud ensure`.
+pub(crate) async fn ensure(cloud: &Cloud, spec: &Path, json: bool) -> Result<ExitCode, Failure> {
+    let spec = read_spec(spec)?;
+    let id = &spec.identity.runtime_id;
+    let ensured = cloud.ensure(&spec).await?;
+    if json {
+        follow(cloud, id, What::Json, Instant::now(), false).await?;
+    }
+    let text = match ensured {
+        Ensured::Created => "its workload was started",
+        Ensured::Adopted => "it was running already",
+        Ensured::Ended => "it has ended",
+    };
+    print::note(&format!("{id}: {text}; `pika-cloud inspect {id}` tells more"));
+    Ok(ExitCode::SUCCESS)
+}
+
+/// `pika-cloud watch`.
+pub(crate) async fn watch(cloud: &Cloud, id: &str, json: bool) -> Result<ExitCode, Failure> {
+    let what = if json { What::Json } else { What::All };
+    let mut wishes = Wishes::new()?;
+    let show = tokio::select! {
+        show = follow(cloud, id, what, Instant::now(), true) => show?,
+        _ = wishes.next() => return Ok(ExitCode::from(exit::INTERRUPTED)),
+    };
+    match show.verdict() {
+        Some(verdict) => Ok(ExitCode::from(exit::of_verdict(verdict))),
+        None => Err(Error::Unknown { runtime_id: id.to_owned() }.into()),
+    }
+}
