@@ -235,6 +235,14 @@ impl Cloud {
         })
     }
 
+    /// What the journal of a runtime says.
+    ///
+    /// # Errors
+    /// Where there is no such runtime, or its journal cannot be read.
+    pub fn view(&self, runtime_id: &str) -> Result<View, Error> {
+        read_view(&self.folder(runtime_id)?)
+    }
+
     /// Every runtime of this state dir, with what its journal says.
     ///
     /// # Errors
@@ -355,11 +363,11 @@ impl Cloud {
             same_spec(&folder, spec)?;
         }
         let (driver, actions) = self.driver(spec.clone(), folder, lock, journal)?;
-        Ok(Taken::Driver { driver: Box::new(driver), actions, fresh })
+        Ok(Taken::Driver { driver, actions, fresh })
     }
 
     /// Takes a runtime that was begun, with the spec in its folder; `None` where another drives it.
-    fn resume(&self, folder: &RuntimeFolder, spec: RuntimeSpec) -> Result<Option<(Driver, Vec<Action>)>, Error> {
+    fn resume(&self, folder: &RuntimeFolder, spec: RuntimeSpec) -> Result<Option<(Box<Driver>, Vec<Action>)>, Error> {
         let Ok(lock) = folder.lock()? else { return Ok(None) };
         let journal = Journal::open(folder.path(), &spec.identity.runtime_id, self.committer.clone())?;
         self.driver(spec, folder.clone(), lock, journal).map(Some)
@@ -371,9 +379,10 @@ impl Cloud {
         folder: RuntimeFolder,
         lock: RuntimeLock,
         journal: Journal,
-    ) -> Result<(Driver, Vec<Action>), Error> {
+    ) -> Result<(Box<Driver>, Vec<Action>), Error> {
         let owner = self.state.owner().to_owned();
-        Driver::new(Parts { client: self.client.clone(), spec, owner, folder, lock, journal })
+        let (driver, actions) = Driver::new(Parts { client: self.client.clone(), spec, owner, folder, lock, journal })?;
+        Ok((Box::new(driver), actions))
     }
 
     /// Drives, with the journal open to followers of this process.

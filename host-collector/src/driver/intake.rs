@@ -1,12 +1,11 @@
 //! From what a session received to records, log bytes, artifacts and what the machine should know. No decisions.
 
 use pika_cloud_common::digest::Digest;
-use pika_cloud_common::verdict::Outcome;
 use pika_cloud_common::wire::Notice;
-use pika_cloud_common::{Event, EventHead, RuntimeSpec, State, Timestamp};
+use pika_cloud_common::{EventHead, RuntimeSpec, Timestamp};
 
 use crate::journal::{HostRecord, Journal, View};
-use crate::machine::Guest;
+use crate::machine::{Guest, last_word};
 
 /// Notices and bad lines that the journal takes from one incarnation. Further ones are counted there by their last record.
 const MAX_NOTES: u64 = 1000;
@@ -48,7 +47,7 @@ impl Intake {
         journal.guest(at, head, line, digest);
         let view = journal.view();
         match &view.terminal {
-            Some(event) if !had_terminal => Some(terminal_word(event)),
+            Some(event) if !had_terminal => Some(Guest::Terminal(last_word(event))),
             _ if view.state != before => view.state.clone().map(Guest::State),
             _ => None,
         }
@@ -87,21 +86,4 @@ impl Intake {
         self.notes += 1;
         self.notes <= MAX_NOTES
     }
-}
-
-/// What a guest's last word makes of its incarnation.
-pub(super) fn terminal_word(event: &Event) -> Guest {
-    let exit_code = event.exit_code();
-    let timed_out = event.details.as_ref().is_some_and(|details| details.get("timed_out").is_some());
-    let supervisor_lost = event.details.as_ref().is_some_and(|details| details.get("supervisor_lost").is_some());
-    let outcome = if event.kind == State::Completed {
-        Outcome::Completed { exit_code }
-    } else if supervisor_lost {
-        Outcome::GuestDied { cause: pika_cloud_common::verdict::DeathCause::SupervisorLost }
-    } else if timed_out {
-        Outcome::TimedOut { watchdog: pika_cloud_common::verdict::Watchdog::Run }
-    } else {
-        Outcome::Failed { exit_code }
-    };
-    Guest::Terminal { outcome, message: event.message.clone() }
 }

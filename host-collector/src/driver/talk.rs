@@ -24,6 +24,7 @@ impl Driver {
     pub(super) async fn open_session(&mut self, link: Link) -> Result<(), Error> {
         let (session, hello) = Session::open(Role::Owner, 1, self.journal.view().cursor.clone(), true, self.now());
         self.live = Some(Live::new(session, link));
+        self.instance_status = Some("Running".to_owned());
         self.send(&hello).await
     }
 

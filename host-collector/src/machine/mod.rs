@@ -23,4 +23,4 @@ mod step;
 mod types;
 
 pub use step::Machine;
-pub use types::{Action, CallFailure, EndDecision, Found, Guest, Input, Phase, Plan, SessionLoss, Start};
+pub use types::{Action, CallFailure, EndDecision, Found, Guest, Input, Phase, Plan, SessionLoss, Start, last_word};

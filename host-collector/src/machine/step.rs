@@ -80,6 +80,8 @@ impl Machine {
             Start { concluded: true, .. } => machine.let_go(&mut actions),
             Start { ended: Some(_), collection: Some(_), .. } => machine.conclude(&mut actions),
             Start { ended: Some(_), .. } => machine.collect(&mut actions),
+            // The collector died between the guest's last word and what follows from it.
+            Start { last_word: Some(end), .. } => machine.end(end.clone(), &mut actions),
             _ => actions.push(Action::Look),
         }
         (machine, actions)
@@ -211,7 +213,7 @@ impl Machine {
             }
             Guest::Opened { .. } if self.phase == Phase::Dialing => self.opened(now, actions),
             Guest::Accepted => self.broken_sessions = 0,
-            Guest::Terminal { outcome, message } => self.end(EndDecision::new(outcome, message), actions),
+            Guest::Terminal(end) => self.end(end, actions),
             Guest::Refused(message) => {
                 let end = EndDecision::new(Outcome::ProvisionFailed, "the guest refused to start the workload");
                 self.end(end.because(message), actions);

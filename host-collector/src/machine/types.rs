@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
-use pika_cloud_common::State;
 use pika_cloud_common::spec::{OutputCollectionMode, RetentionPolicy, RuntimeSpec};
-use pika_cloud_common::verdict::{Collection, DeathCause, Outcome};
+use pika_cloud_common::verdict::{Collection, DeathCause, Outcome, Watchdog};
+use pika_cloud_common::{Event, State};
 
 use crate::journal::{Ended, View};
 
@@ -47,6 +47,8 @@ pub struct Start {
     pub booted: bool,
     /// How long ago the guest was asked to start its workload.
     pub start_sent_ago: Option<Duration>,
+    /// What the guest's last word made of it, if that was in the journal.
+    pub last_word: Option<EndDecision>,
     /// The end, if it was decided.
     pub ended: Option<Ended>,
     /// How far collection came, if it was tried.
@@ -63,12 +65,29 @@ impl Start {
         Self {
             booted: view.cursor.is_some(),
             start_sent_ago: view.start_sent.as_ref().and(start_sent_ago),
+            last_word: view.terminal.as_ref().map(last_word),
             ended: view.ended.clone(),
             collection: view.collection.clone(),
             concluded: view.verdict.is_some(),
             finished: view.finished,
         }
     }
+}
+
+/// What a guest's last word makes of its incarnation.
+pub fn last_word(event: &Event) -> EndDecision {
+    let exit_code = event.exit_code();
+    let says = |name: &str| event.details.as_ref().is_some_and(|details| details.get(name).is_some());
+    let outcome = if event.kind == State::Completed {
+        Outcome::Completed { exit_code }
+    } else if says("supervisor_lost") {
+        Outcome::GuestDied { cause: DeathCause::SupervisorLost }
+    } else if says("timed_out") {
+        Outcome::TimedOut { watchdog: Watchdog::Run }
+    } else {
+        Outcome::Failed { exit_code }
+    };
+    EndDecision::new(outcome, event.message.clone())
 }
 
 /// What Incus says of the instance.
@@ -111,7 +130,7 @@ pub enum SessionLoss {
 }
 
 /// What the guest did; durable before the machine hears of it.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub enum Guest {
     /// The session is open.
     Opened {
@@ -125,12 +144,7 @@ pub enum Guest {
     /// It entered a state.
     State(State),
     /// It said its last word.
-    Terminal {
-        /// What that makes of it.
-        outcome: Outcome,
-        /// Its message.
-        message: String,
-    },
+    Terminal(EndDecision),
     /// It went back to an earlier snapshot.
     Rewound,
 }

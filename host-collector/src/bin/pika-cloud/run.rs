@@ -119,8 +119,7 @@ pub(crate) async fn run(cloud: &Cloud, args: &Run, json: bool) -> Result<ExitCod
 
 /// Shows the runtime that is about to be begun. One that is over already is shown by its verdict alone.
 async fn show_beside(cloud: Cloud, id: String, what: What, began: Instant, rerun: Rerun) -> Result<(), Failure> {
-    let earlier = cloud.list().unwrap_or_default().into_iter().find(|(name, _)| *name == id).map(|(_, view)| view);
-    if let Some(view) = earlier.filter(|view| view.finished) {
+    if let Some(view) = cloud.view(&id).ok().filter(|view| view.finished) {
         if rerun == Rerun::Answer {
             let Some(verdict) = view.verdict else { return Ok(()) };
             if what == What::Json {
@@ -138,10 +137,7 @@ async fn show_beside(cloud: Cloud, id: String, what: What, began: Instant, rerun
 /// Follows from an incarnation on that may not have been begun yet.
 async fn follow_from(cloud: &Cloud, id: &str, what: What, began: Instant, incarnation: u32) -> Result<(), Failure> {
     loop {
-        let is_there = cloud.events(id).is_ok()
-            && cloud
-                .list()
-                .is_ok_and(|all| all.iter().any(|(name, view)| name == id && view.incarnation >= incarnation));
+        let is_there = cloud.view(id).is_ok_and(|view| view.incarnation >= incarnation);
         if is_there {
             follow(cloud, id, what, began, true).await?;
             return Ok(());

@@ -163,9 +163,7 @@ pub(crate) async fn follow(cloud: &Cloud, id: &str, what: What, since: Instant, 
 
 /// Whether no later incarnation was begun.
 fn is_last(cloud: &Cloud, id: &str, incarnation: u32) -> bool {
-    cloud.list().is_ok_and(|runtimes| {
-        runtimes.iter().any(|(name, view)| name == id && view.incarnation == incarnation && view.finished)
-    })
+    cloud.view(id).is_ok_and(|view| view.incarnation == incarnation && view.finished)
 }
 
 /// `pika-cloud logs`.
