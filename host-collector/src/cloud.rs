@@ -13,7 +13,6 @@ use crate::driver::{Driver, Parts, Until, never};
 use crate::error::Error;
 use crate::incus::Client;
 use crate::journal::{Committer, Follower, Journal, View};
-use crate::machine::Action;
 use crate::state_dir::{RuntimeFolder, RuntimeLock, StateDir};
 
 /// How often it is tried to take over a runtime whose collector may have died.
@@ -117,11 +116,11 @@ impl Cloud {
         loop {
             match self.take(spec, rerun).await? {
                 Taken::Finished(verdict) => return Ok(*verdict),
-                Taken::Driver { mut driver, actions, .. } => {
+                Taken::Driver { mut driver, .. } => {
                     // An earlier incarnation that is concluded and not yet destroyed comes first.
                     let earlier = driver.journal().view().verdict.is_some();
                     let id = &spec.identity.runtime_id;
-                    self.drive(id, &mut driver, actions, Until::Done, cancel.clone()).await?;
+                    self.drive(id, &mut driver, Until::Done, cancel.clone()).await?;
                     if let Some(reason) = driver.left_behind() {
                         tracing::warn!("runtime {id}: its instance is left behind: {reason}");
                     }
@@ -152,9 +151,9 @@ impl Cloud {
         match self.take(spec, Rerun::Answer).await? {
             Taken::Finished(_) => Ok(Ensured::Ended),
             Taken::Busy => Ok(Ensured::Adopted),
-            Taken::Driver { mut driver, actions, fresh } => {
+            Taken::Driver { mut driver, fresh } => {
                 let id = &spec.identity.runtime_id;
-                self.drive(id, &mut driver, actions, Until::Accepted, never()).await?;
+                self.drive(id, &mut driver, Until::Accepted, never()).await?;
                 let view = driver.journal().view();
                 Ok(match (view.ended.is_some(), fresh) {
                     (true, _) => Ensured::Ended,
@@ -198,8 +197,8 @@ impl Cloud {
                 // What was redacted from the spec is needed for the start, so that is left to `run` and `ensure`.
                 let started = read_view(&folder)?.start_sent.is_some() || spec.bootstrap.env.is_empty();
                 match if started { self.resume(&folder, spec)? } else { None } {
-                    Some((mut driver, actions)) => {
-                        self.drive(runtime_id, &mut driver, actions, Until::Done, never()).await?;
+                    Some(mut driver) => {
+                        self.drive(runtime_id, &mut driver, Until::Done, never()).await?;
                         return std::future::pending().await;
                     }
                     None => tokio::time::sleep(TAKE_OVER).await,
@@ -299,11 +298,11 @@ impl Cloud {
                     folder.request_cancel()?;
                     tokio::time::sleep(TAKE_OVER).await;
                 }
-                Some((mut driver, mut actions)) => {
+                Some(mut driver) => {
                     folder.clear_cancel();
                     // The wish comes before anything else, so that nothing is started any more.
-                    actions = driver.cancel_first(actions);
-                    self.drive(runtime_id, &mut driver, actions, Until::Done, never()).await?;
+                    driver.cancel_first();
+                    self.drive(runtime_id, &mut driver, Until::Done, never()).await?;
                     return self.destroy_instance(&spec, runtime_id).await;
                 }
             }
@@ -362,12 +361,12 @@ impl Cloud {
         } else {
             same_spec(&folder, spec)?;
         }
-        let (driver, actions) = self.driver(spec.clone(), folder, lock, journal)?;
-        Ok(Taken::Driver { driver, actions, fresh })
+        let driver = self.driver(spec.clone(), folder, lock, journal)?;
+        Ok(Taken::Driver { driver, fresh })
     }
 
     /// Takes a runtime that was begun, with the spec in its folder; `None` where another drives it.
-    fn resume(&self, folder: &RuntimeFolder, spec: RuntimeSpec) -> Result<Option<(Box<Driver>, Vec<Action>)>, Error> {
+    fn resume(&self, folder: &RuntimeFolder, spec: RuntimeSpec) -> Result<Option<Box<Driver>>, Error> {
         let Ok(lock) = folder.lock()? else { return Ok(None) };
         let journal = Journal::open(folder.path(), &spec.identity.runtime_id, self.committer.clone())?;
         self.driver(spec, folder.clone(), lock, journal).map(Some)
@@ -379,10 +378,9 @@ impl Cloud {
         folder: RuntimeFolder,
         lock: RuntimeLock,
         journal: Journal,
-    ) -> Result<(Box<Driver>, Vec<Action>), Error> {
+    ) -> Result<Box<Driver>, Error> {
         let owner = self.state.owner().to_owned();
-        let (driver, actions) = Driver::new(Parts { client: self.client.clone(), spec, owner, folder, lock, journal })?;
-        Ok((Box::new(driver), actions))
+        Ok(Box::new(Driver::new(Parts { client: self.client.clone(), spec, owner, folder, lock, journal })?))
     }
 
     /// Drives, with the journal open to followers of this process.
@@ -390,12 +388,11 @@ impl Cloud {
         &self,
         runtime_id: &str,
         driver: &mut Driver,
-        actions: Vec<Action>,
         until: Until,
         cancel: watch::Receiver<bool>,
     ) -> Result<(), Error> {
         self.lock_writing().insert(runtime_id.to_owned(), driver.journal().durable());
-        let ended = Box::pin(driver.drive(actions, until, cancel)).await;
+        let ended = Box::pin(driver.drive(until, cancel)).await;
         self.lock_writing().remove(runtime_id);
         ended
     }
@@ -410,7 +407,6 @@ enum Taken {
     /// It is ours to drive.
     Driver {
         driver: Box<Driver>,
-        actions: Vec<Action>,
         /// Whether it was begun just now.
         fresh: bool,
     },

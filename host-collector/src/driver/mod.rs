@@ -76,6 +76,8 @@ pub(crate) struct Driver {
     journal: Journal,
     logs: LogFiles,
     machine: Machine,
+    /// What the machine wants before anything came in.
+    first: Vec<Action>,
     clock: Instant,
     live: Option<Live>,
     intake: Intake,
@@ -129,11 +131,11 @@ enum Wake {
 
 impl Driver {
     /// Takes a runtime over from its journal, whose current incarnation was begun.
-    pub(crate) fn new(parts: Parts) -> Result<(Self, Vec<Action>), Error> {
+    pub(crate) fn new(parts: Parts) -> Result<Self, Error> {
         let Parts { client, spec, owner, folder, lock, journal } = parts;
         let view = journal.view();
         let start = Start::of(view, view.start_sent.as_ref().map(|sent| crate::clock::since(&sent.at)));
-        let (machine, actions) = Machine::new(Plan::of(&spec), &start, Duration::ZERO);
+        let (machine, first) = Machine::new(Plan::of(&spec), &start, Duration::ZERO);
         let outputs = folder.incarnation(view.incarnation);
         crate::state_dir::make_folder(&outputs)?;
         let logs = LogFiles::open(&outputs.join("logs"), spec.limits.log_bytes, view)
@@ -141,7 +143,7 @@ impl Driver {
         let intake = Intake::new(&spec, view);
         let collection = &spec.policies.output_collection;
         let keeps_logs = collection.include_logs && collection.mode != OutputCollectionMode::None;
-        let driver = Self {
+        Ok(Self {
             client,
             spec,
             owner,
@@ -150,6 +152,7 @@ impl Driver {
             journal,
             logs,
             machine,
+            first,
             clock: Instant::now(),
             live: None,
             intake,
@@ -162,8 +165,7 @@ impl Driver {
             instance_status: None,
             keeps_logs,
             left_behind: None,
-        };
-        Ok((driver, actions))
+        })
     }
 
     /// The journal, for what it says.
@@ -180,13 +182,9 @@ impl Driver {
     ///
     /// # Errors
     /// Where the journal or an output on the host cannot be written: nothing is destroyed then, and the next start goes on.
-    pub(crate) async fn drive(
-        &mut self,
-        actions: Vec<Action>,
-        until: Until,
-        mut cancel: watch::Receiver<bool>,
-    ) -> Result<(), Error> {
-        self.perform(actions).await?;
+    pub(crate) async fn drive(&mut self, until: Until, mut cancel: watch::Receiver<bool>) -> Result<(), Error> {
+        let first = std::mem::take(&mut self.first);
+        self.perform(first).await?;
         loop {
             self.start_commit()?;
             if self.has_reached(until) && !self.journal.is_committing() {
@@ -202,10 +200,12 @@ impl Driver {
         }
     }
 
-    /// Turns the first actions into those of a runtime that is to end.
-    pub(crate) fn cancel_first(&mut self, actions: Vec<Action>) -> Vec<Action> {
+    /// Makes the end the first thing: nothing is started any more.
+    pub(crate) fn cancel_first(&mut self) {
         let ending = self.machine.step(Input::Cancel, self.now());
-        if ending.is_empty() { actions } else { ending }
+        if !ending.is_empty() {
+            self.first = ending;
+        }
     }
 
     fn has_reached(&self, until: Until) -> bool {
