@@ -314,11 +314,7 @@ impl Cloud {
         let project = &spec.incus.project;
         let name = &spec.identity.instance_name;
         let destroyed = crate::destroy::destroy(&self.client, project, name, runtime_id, self.state.owner()).await;
-        destroyed.map_err(|failure| Error::NotOurs {
-            instance: name.clone(),
-            project: project.clone(),
-            whose: failure.message,
-        })
+        destroyed.map_err(|failure| Error::NotDestroyed { instance: name.clone(), message: failure.message })
     }
 
     fn folder(&self, runtime_id: &str) -> Result<RuntimeFolder, Error> {
@@ -331,7 +327,9 @@ impl Cloud {
     async fn take(&self, spec: &RuntimeSpec, rerun: Rerun) -> Result<Taken, Error> {
         let id = &spec.identity.runtime_id;
         let folder = self.state.runtime(id);
-        if !folder.exists() {
+        // Before the folder is made, so that a spec that names what is missing leaves nothing.
+        let checked = !folder.exists();
+        if checked {
             crate::preflight::check(&self.client, spec, self.state.owner()).await?;
         }
         folder.make()?;
@@ -346,13 +344,16 @@ impl Cloud {
                 return journal.view().verdict.clone().map(|v| Taken::Finished(Box::new(v))).ok_or_else(|| unknown(id));
             }
             (true, Rerun::Again) => {
-                self.destroy_instance(spec, id).await?;
+                let earlier = folder.read_spec();
+                self.destroy_instance(earlier.as_ref().unwrap_or(spec), id).await?;
                 true
             }
             (false, _) => journal.view().incarnation == 0,
         };
         if fresh {
-            crate::preflight::check(&self.client, spec, self.state.owner()).await?;
+            if !checked {
+                crate::preflight::check(&self.client, spec, self.state.owner()).await?;
+            }
             folder.write_spec(spec)?;
             folder.clear_cancel();
             journal.begin(hash(spec));
@@ -377,10 +378,11 @@ impl Cloud {
         spec: RuntimeSpec,
         folder: RuntimeFolder,
         lock: RuntimeLock,
-        journal: Journal,
+        mut journal: Journal,
     ) -> Result<Box<Driver>, Error> {
+        journal.hold(lock);
         let owner = self.state.owner().to_owned();
-        Ok(Box::new(Driver::new(Parts { client: self.client.clone(), spec, owner, folder, lock, journal })?))
+        Ok(Box::new(Driver::new(Parts { client: self.client.clone(), spec, owner, folder, journal })?))
     }
 
     /// Drives, with the journal open to followers of this process.
@@ -391,14 +393,31 @@ impl Cloud {
         until: Until,
         cancel: watch::Receiver<bool>,
     ) -> Result<(), Error> {
-        self.lock_writing().insert(runtime_id.to_owned(), driver.journal().durable());
-        let ended = Box::pin(driver.drive(until, cancel)).await;
-        self.lock_writing().remove(runtime_id);
-        ended
+        let _writing = Writing::begin(self, runtime_id, driver.journal().durable());
+        Box::pin(driver.drive(until, cancel)).await
     }
 
     fn lock_writing(&self) -> MutexGuard<'_, HashMap<String, watch::Receiver<u64>>> {
         self.writing.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+}
+
+/// While it lives, followers of this process hear of a journal's commits at once. A driver may be dropped at any moment.
+struct Writing<'a> {
+    cloud: &'a Cloud,
+    runtime_id: &'a str,
+}
+
+impl<'a> Writing<'a> {
+    fn begin(cloud: &'a Cloud, runtime_id: &'a str, durable: watch::Receiver<u64>) -> Self {
+        cloud.lock_writing().insert(runtime_id.to_owned(), durable);
+        Self { cloud, runtime_id }
+    }
+}
+
+impl Drop for Writing<'_> {
+    fn drop(&mut self) {
+        self.cloud.lock_writing().remove(self.runtime_id);
     }
 }
 

@@ -60,6 +60,14 @@ pub enum Error {
         /// Whose it seems to be.
         whose: String,
     },
+    /// An instance of ours could not be destroyed.
+    #[error("instance `{instance}` could not be destroyed: {message}; try `pika-cloud destroy` again")]
+    NotDestroyed {
+        /// Its name.
+        instance: String,
+        /// What Incus answered.
+        message: String,
+    },
     /// The runtime exists with another spec.
     #[error("runtime `{runtime_id}` exists with another spec, which differs in: {}; destroy it first (pika-cloud destroy {runtime_id}), or choose another identity.runtime_id", fields.join(", "))]
     SpecDiffers {

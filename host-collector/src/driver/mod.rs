@@ -34,7 +34,7 @@ use crate::incus::{Client, InstanceView};
 use crate::journal::{HostRecord, Journal};
 use crate::logs::{Dirty, LogFiles};
 use crate::machine::{Action, CallFailure, Guest, Input, Machine, Phase, Plan, SessionLoss, Start};
-use crate::state_dir::{RuntimeFolder, RuntimeLock};
+use crate::state_dir::RuntimeFolder;
 use crate::transport::Link;
 use collecting::Collecting;
 use intake::Intake;
@@ -62,7 +62,6 @@ pub(crate) struct Parts {
     pub(crate) spec: RuntimeSpec,
     pub(crate) owner: String,
     pub(crate) folder: RuntimeFolder,
-    pub(crate) lock: RuntimeLock,
     pub(crate) journal: Journal,
 }
 
@@ -72,7 +71,6 @@ pub(crate) struct Driver {
     spec: RuntimeSpec,
     owner: String,
     folder: RuntimeFolder,
-    _lock: RuntimeLock,
     journal: Journal,
     logs: LogFiles,
     machine: Machine,
@@ -132,7 +130,7 @@ enum Wake {
 impl Driver {
     /// Takes a runtime over from its journal, whose current incarnation was begun.
     pub(crate) fn new(parts: Parts) -> Result<Self, Error> {
-        let Parts { client, spec, owner, folder, lock, journal } = parts;
+        let Parts { client, spec, owner, folder, journal } = parts;
         let view = journal.view();
         let start = Start::of(view, view.start_sent.as_ref().map(|sent| crate::clock::since(&sent.at)));
         let (machine, first) = Machine::new(Plan::of(&spec), &start, Duration::ZERO);
@@ -148,7 +146,6 @@ impl Driver {
             spec,
             owner,
             folder,
-            _lock: lock,
             journal,
             logs,
             machine,

@@ -23,6 +23,7 @@ use tokio::sync::{oneshot, watch};
 use super::format::{self, Body, Header, HostRecord, MAX_RECORD_BYTES, NoRecord, VERSION};
 use super::view::View;
 use crate::clock::now;
+use crate::state_dir::RuntimeLock;
 
 /// The journal's file in a runtime's folder.
 pub(crate) const FILE_NAME: &str = "journal.jsonl";
@@ -93,6 +94,8 @@ struct Job {
     bytes: Vec<u8>,
     /// Log files that the records speak of: synced before them.
     logs: Vec<Arc<File>>,
+    /// Held until the bytes are written: whoever opens the journal next must find them all, or none to come.
+    _lock: Option<Arc<RuntimeLock>>,
     done: oneshot::Sender<(io::Result<()>, Vec<u8>)>,
 }
 
@@ -140,6 +143,7 @@ pub struct Journal {
     in_flight: Option<InFlight>,
     failed: bool,
     durable: watch::Sender<u64>,
+    lock: Option<Arc<RuntimeLock>>,
 }
 
 #[derive(Debug)]
@@ -176,11 +180,17 @@ impl Journal {
             in_flight: None,
             failed: false,
             durable,
+            lock: None,
         };
         if valid == 0 {
             journal.append(0, &Body::Journal(Header { version: VERSION, runtime_id: runtime_id.to_owned() }));
         }
         Ok(journal)
+    }
+
+    /// Takes the runtime's lock over, for as long as this journal lives or a write of it is under way.
+    pub(crate) fn hold(&mut self, lock: RuntimeLock) {
+        self.lock = Some(Arc::new(lock));
     }
 
     /// What the journal says, with what is not durable yet.
@@ -243,7 +253,7 @@ impl Journal {
         let bytes = std::mem::replace(&mut self.buffer, std::mem::take(&mut self.spare));
         let (sender, done) = oneshot::channel();
         let length = bytes.len() as u64;
-        let job = Job { journal: Arc::clone(&self.file), bytes, logs, done: sender };
+        let job = Job { journal: Arc::clone(&self.file), bytes, logs, _lock: self.lock.clone(), done: sender };
         if self.committer.jobs.send(job).is_err() {
             return Err(self.broken("handing records to the journal's thread", io::Error::other("it ended")));
         }

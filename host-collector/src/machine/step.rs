@@ -37,6 +37,8 @@ pub struct Machine {
     start_sent: bool,
     unreachable: bool,
     ended: Option<EndDecision>,
+    /// Why Incus would not create the instance; what it made of the call all the same is looked at first.
+    create_refused: Option<CallFailure>,
     heard_at: Duration,
     broken_sessions: u32,
     /// When what is waited for is tried again.
@@ -63,6 +65,7 @@ impl Machine {
             start_sent: start.start_sent_ago.is_some(),
             unreachable: false,
             ended,
+            create_refused: None,
             heard_at: now,
             broken_sessions: 0,
             retry_at: None,
@@ -139,6 +142,11 @@ impl Machine {
             }
         };
         match found {
+            Found::Absent if self.create_refused.is_some() => {
+                let refused = self.create_refused.take().map(|failure| failure.message).unwrap_or_default();
+                let end = EndDecision::new(Outcome::ProvisionFailed, "Incus could not create the instance");
+                self.end(end.because(refused), actions);
+            }
             // Nothing was started in it, so that making it is harmless, again or for the first time.
             Found::Absent if !self.start_sent => {
                 self.enter(Phase::Creating);
@@ -170,6 +178,12 @@ impl Machine {
         }
         match answer {
             Ok(()) => self.start_instance(actions),
+            // The create of a collector that died may have come to its end in between.
+            Err(failure) if !failure.transient => {
+                self.create_refused = Some(failure);
+                self.phase = Phase::Looking;
+                actions.push(Action::Look);
+            }
             Err(failure) => self.call_failed(failure, "Incus could not create the instance", now, actions),
         }
     }
