@@ -331,7 +331,7 @@ fn no_space_for_an_event() {
     guest.ok(&["starting"]);
     guest.ok(&["progress", "p"]);
     let before = guest.read("events.jsonl");
-    // A file may grow to 1 KiB here, so that the append is cut short.
+    // No file may grow beyond 2 KiB here, so that the append is cut short.
     let script = "trap '' XFSZ; ulimit -f 2; exec \"$0\" \"$@\"";
     let full = |args: &[&str], input: &[u8]| {
         let mut shell = Command::new("/bin/bash");

@@ -17,7 +17,7 @@ use pika_cloud_common::wire::Start;
 use pika_cloud_common::{State, paths};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fd::{AsFd, FromRawFd as _, OwnedFd};
-use rustix::fs::{FlockOperation, MemfdFlags};
+use rustix::fs::{FlockOperation, MemfdFlags, OFlags};
 use rustix::io::Errno;
 use rustix::process::{self as kernel, Pid, PidfdFlags, Signal, WaitId, WaitIdOptions};
 use serde_json::{Map, Value, json};
@@ -88,14 +88,24 @@ pub fn spawn_supervisor(root: &std::path::Path, lock: FileLock, start: &Start) -
 
 /// The supervisor's side of [`spawn_supervisor`].
 pub fn supervise_handed_over(ledger: &Ledger, lock_fd: i32) -> Result<i32, LedgerError> {
-    let own = |name| ledger.folder().path_of(name);
-    // SAFETY: the descriptor was opened for us by the process that spawned us, and nothing else here uses it.
-    let lock = unsafe { OwnedFd::from_raw_fd(lock_fd) };
-    rustix::io::fcntl_setfd(&lock, rustix::io::FdFlags::CLOEXEC)
-        .map_err(LedgerError::io("take over", own(ledger::SUPERVISOR_LOCK)))?;
+    let lock = take_over_lock(ledger, lock_fd)?;
     let start = serde_json::from_reader(std::io::stdin().lock())
         .map_err(|source| LedgerError::Malformed { path: "standard input".into(), source })?;
     run_job(ledger, lock, &Job::of(start))
+}
+
+/// The descriptor of that number, where it is the supervisor's lock.
+fn take_over_lock(ledger: &Ledger, lock_fd: i32) -> Result<OwnedFd, LedgerError> {
+    let failed = || LedgerError::io("take over", ledger.folder().path_of(ledger::SUPERVISOR_LOCK));
+    // SAFETY: F_SETFD touches no memory; on a number that is not open it fails.
+    if lock_fd <= 2 || unsafe { libc::fcntl(lock_fd, libc::F_SETFD, libc::FD_CLOEXEC) } != 0 {
+        return Err(failed()(Errno::BADF));
+    }
+    // SAFETY: it is open, as was just seen; whoever started us opened it for us, and nothing else here uses it.
+    let lock = unsafe { OwnedFd::from_raw_fd(lock_fd) };
+    let given = rustix::fs::fstat(&lock).map_err(failed())?;
+    let (_, own) = ledger.folder().open_or_create_file(ledger::SUPERVISOR_LOCK, OFlags::RDWR)?;
+    if (given.st_dev, given.st_ino) == (own.st_dev, own.st_ino) { Ok(lock) } else { Err(failed()(Errno::BADF)) }
 }
 
 /// Runs a workload to its terminal event; gives its exit code.

@@ -1,0 +1,324 @@
+//! The supervisor: exit codes, output, signals, time limits, and what a workload leaves running.
+
+mod rig;
+
+use std::os::unix::process::CommandExt as _;
+use std::process::{Child, Command};
+use std::time::{Duration, Instant};
+
+use pika_cloud_common::{ResultStatus, State};
+use rig::{Guest, Outcome, eventually, finish};
+use serde_json::json;
+
+fn run(guest: &Guest, script: &str) -> Outcome {
+    run_with(guest, &[], script)
+}
+
+fn run_with(guest: &Guest, options: &[&str], script: &str) -> Outcome {
+    let mut args = vec!["run"];
+    args.extend(options);
+    args.extend(["--", "/bin/sh", "-c", script]);
+    let mut command = guest.command(&args);
+    // So that a workload's `pika-guest` is this one.
+    let path = format!("{}:{}", rig::binary().parent().unwrap().display(), std::env::var("PATH").unwrap());
+    command.env("PATH", path);
+    finish(command, b"")
+}
+
+fn spawn(guest: &Guest, options: &[&str], script: &str) -> Child {
+    let mut args = vec!["run"];
+    args.extend(options);
+    args.extend(["--", "/bin/sh", "-c", script]);
+    guest.command(&args).spawn().unwrap()
+}
+
+fn log(guest: &Guest) -> String {
+    guest.read("logs/guest.log")
+}
+
+fn is_alive(pid: &str) -> bool {
+    let Ok(stat) = std::fs::read_to_string(format!("/proc/{}/stat", pid.trim())) else { return false };
+    !stat.rsplit(')').next().unwrap().trim_start().starts_with('Z')
+}
+
+#[test]
+fn success_and_failure() {
+    let guest = Guest::new();
+    let outcome = run(&guest, "echo out; echo err >&2; read line; echo \"[$line]\"; echo $PIKA_CLOUD_DIR");
+    assert_eq!((outcome.code, outcome.stdout.as_str()), (0, ""));
+    assert_eq!(guest.kinds(), ["starting", "completed"]);
+    assert_eq!(log(&guest), format!("out\nerr\n[]\n{}\n", guest.root().display()));
+    assert_eq!((guest.result().status, guest.result().exit_code), (ResultStatus::Completed, Some(0)));
+    guest.assert_documents_agree();
+
+    let guest = Guest::new();
+    assert_eq!(run(&guest, "exit 3").code, 3);
+    assert_eq!(guest.kinds(), ["starting", "failed"]);
+    assert_eq!(guest.result().exit_code, Some(3));
+    assert_eq!(guest.result().message, "the workload exited with code 3");
+}
+
+#[test]
+fn a_program_that_cannot_be_run() {
+    let guest = Guest::new();
+    let missing = guest.run(&["run", "--", "no-such-program"]);
+    assert_eq!(missing.code, 127);
+    assert_eq!(guest.kinds(), ["starting", "failed"]);
+    assert!(guest.result().message.contains("cannot run `no-such-program`: No such file"), "{:?}", guest.result());
+    assert_eq!(guest.result().exit_code, Some(127));
+    assert!(log(&guest).contains("cannot run `no-such-program`"));
+    let guest = Guest::new();
+    assert_eq!(guest.run(&["run", "--", "/etc/passwd"]).code, 126);
+    assert_eq!(guest.result().exit_code, Some(126));
+}
+
+#[test]
+fn a_workload_that_a_signal_ends() {
+    let guest = Guest::new();
+    assert_eq!(run(&guest, "kill -9 $$").code, 137);
+    assert_eq!(guest.result().details, Some(json!({"exit_code": 137, "signal": 9})));
+    assert_eq!(guest.result().message, "the workload was ended by signal 9");
+}
+
+#[test]
+fn signals_are_passed_on_to_the_whole_group() {
+    for (name, number) in [("TERM", 15), ("INT", 2), ("HUP", 1), ("QUIT", 3), ("USR1", 10), ("USR2", 12)] {
+        let guest = Guest::new();
+        // A shell's children in the background ignore INT and QUIT, and may not undo that.
+        let wait = if matches!(name, "INT" | "QUIT") { "echo child" } else { "wait" };
+        let script = format!(
+            "(trap 'echo child; exit' {name}; echo up; while :; do sleep 0.02; done) & trap '{wait}; exit 7' {name}; \
+             echo up; while :; do sleep 0.02; done"
+        );
+        let mut child = spawn(&guest, &[], &script);
+        eventually("both are up", || guest.path("logs/guest.log").exists() && log(&guest).contains("up\nup\n"));
+        let kill = Command::new("kill").arg(format!("-{number}")).arg(child.id().to_string()).status().unwrap();
+        assert!(kill.success());
+        assert_eq!(rig::wait(&mut child), 7, "{name}");
+        assert!(log(&guest).contains("child"), "{name}: {}", log(&guest));
+    }
+}
+
+#[test]
+fn a_workload_without_our_signal_mask() {
+    let guest = Guest::new();
+    run(&guest, "grep -E 'SigBlk|SigIgn' /proc/self/status");
+    let blocked = log(&guest);
+    assert!(blocked.contains("SigBlk:\t0000000000000000"), "{blocked}");
+    // PIPE (bit 12) is not ignored; a shell's own habits aside.
+    let ignored = blocked.lines().find_map(|line| line.strip_prefix("SigIgn:\t")).unwrap();
+    assert_eq!(u64::from_str_radix(ignored, 16).unwrap() & 0x1000, 0, "{blocked}");
+}
+
+#[test]
+fn a_workload_inherits_no_descriptor_of_ours() {
+    let guest = Guest::new();
+    run(&guest, "ls -l /proc/self/fd");
+    let text = log(&guest);
+    assert!(!text.contains("supervisor.lock") && !text.contains("events.jsonl"), "{text}");
+}
+
+#[test]
+fn a_time_limit() {
+    let guest = Guest::new();
+    let began = Instant::now();
+    assert_eq!(run_with(&guest, &["--timeout", "0.3", "--stop-grace", "5"], "sleep 60").code, 124);
+    assert!(began.elapsed() < Duration::from_secs(3));
+    let result = guest.result();
+    assert_eq!(
+        result.details,
+        Some(json!({"exit_code": 124, "timed_out": {"watchdog": "run", "secs": 0}}))
+    );
+    assert_eq!((result.status, result.exit_code), (ResultStatus::Failed, Some(124)));
+}
+
+#[test]
+fn a_time_limit_against_a_group_that_ignores_term() {
+    let guest = Guest::new();
+    let script = "trap '' TERM; (trap '' TERM; (trap '' TERM; echo $$-$(exec sh -c 'echo $PPID'); sleep 60) & sleep 60) & \
+                  sleep 60";
+    let began = Instant::now();
+    assert_eq!(run_with(&guest, &["--timeout", "0.4s", "--stop-grace", "0.3s"], script).code, 124);
+    let took = began.elapsed();
+    assert!(took > Duration::from_millis(650) && took < Duration::from_secs(4), "{took:?}");
+    for pid in log(&guest).trim().split('-') {
+        eventually("the group is gone", || !is_alive(pid));
+    }
+    assert_eq!(guest.kinds(), ["starting", "failed"]);
+}
+
+#[test]
+fn what_is_left_running_does_not_hold_up_the_end() {
+    let guest = Guest::new();
+    let began = Instant::now();
+    assert_eq!(run(&guest, "sleep 60 & echo $!; exit 5").code, 5);
+    assert!(began.elapsed() < Duration::from_secs(3));
+    let pid = log(&guest);
+    eventually("what was left is gone", || !is_alive(&pid));
+    // One that left the group keeps its life, but not ours.
+    let guest = Guest::new();
+    let began = Instant::now();
+    assert_eq!(run(&guest, "setsid sleep 8 & exit 6").code, 6);
+    assert!(began.elapsed() < Duration::from_secs(4));
+    // One that holds no output of ours goes with its group, too.
+    let guest = Guest::new();
+    assert_eq!(run(&guest, "sleep 60 >/dev/null 2>&1 & echo $!").code, 0);
+    let pid = log(&guest);
+    eventually("what was left is gone", || !is_alive(&pid));
+}
+
+#[test]
+fn output_that_comes_late_is_kept() {
+    let guest = Guest::new();
+    assert_eq!(run(&guest, "(sleep 0.2; echo late) & exit 0").code, 0);
+    assert_eq!(log(&guest), "late\n");
+}
+
+#[test]
+fn a_flood_of_output() {
+    let guest = Guest::new();
+    assert_eq!(run(&guest, "head -c 20000000 /dev/zero | tr '\\0' x; exit 1").code, 1);
+    assert_eq!(std::fs::metadata(guest.path("logs/guest.log")).unwrap().len(), 20_000_000);
+}
+
+#[test]
+fn the_workloads_own_last_word_stands() {
+    let guest = Guest::new();
+    assert_eq!(run(&guest, "pika-guest completed --message mine; exit 5").code, 5);
+    assert_eq!(guest.kinds(), ["starting", "completed"]);
+    let result = guest.result();
+    assert_eq!((result.status, result.message.as_str(), result.exit_code), (ResultStatus::Completed, "mine", None));
+    assert_eq!(result.extra["workload_exit_code"], json!(5));
+    assert_eq!(guest.status().extra["workload_exit_code"], json!(5));
+    assert!(log(&guest).contains("exit code 5; it had said `completed` itself (event 2), and that stands"));
+    // No look at it later takes that away.
+    guest.observe();
+    assert_eq!(guest.run(&["ready"]).code, 69);
+    assert_eq!(guest.result().extra["workload_exit_code"], json!(5));
+}
+
+#[test]
+fn one_at_a_time_and_one_after_the_other() {
+    let guest = Guest::new();
+    let mut first = spawn(&guest, &[], "echo up; sleep 60");
+    eventually("it is up", || guest.path("logs/guest.log").exists() && log(&guest).contains("up"));
+    let second = guest.run(&["run", "--", "true"]);
+    assert_eq!(second.code, 75);
+    assert!(second.stderr.contains("another workload is being supervised"), "{}", second.stderr);
+    assert_eq!(guest.kinds(), ["starting"]);
+    Command::new("kill").arg(first.id().to_string()).status().unwrap();
+    assert_eq!(rig::wait(&mut first), 143);
+    let id = guest.cursor(0).stream_id;
+    assert_eq!(guest.run(&["run", "--", "true"]).code, 0);
+    assert_eq!(guest.kinds(), ["starting", "completed"]);
+    assert_ne!(guest.cursor(0).stream_id, id);
+    assert!(guest.read(&format!("previous/{id}/logs/guest.log")).contains("up"));
+}
+
+#[test]
+fn a_supervisor_that_was_killed() {
+    let guest = Guest::new();
+    let mut lost = spawn(&guest, &[], "sleep 0.5");
+    eventually("it has begun", || guest.path("status.json").exists());
+    lost.kill().unwrap();
+    lost.wait().unwrap();
+    // The next run says so, then begins the next stream.
+    let id = guest.cursor(0).stream_id;
+    assert_eq!(guest.run(&["run", "--", "true"]).code, 0);
+    let old = guest.read(&format!("previous/{id}/events.jsonl"));
+    assert!(old.lines().last().unwrap().contains("\"details\":{\"supervisor_lost\":true}"), "{old}");
+    assert_eq!(guest.kinds(), ["starting", "completed"]);
+}
+
+#[test]
+fn a_request_in_a_file() {
+    let guest = Guest::new();
+    let path = guest.dir.path().join("request.json");
+    let name = path.to_str().unwrap();
+    let root = rustix::process::geteuid().is_root();
+    let request = |version: u64, command: &str, timeout: u64| {
+        let request =
+            json!({"schema_version": version, "command": command, "timeout_secs": timeout, "run_as_root": root});
+        std::fs::write(&path, request.to_string()).unwrap();
+    };
+    request(2, "echo $0 $HOME; pwd; exit 4", 0);
+    assert_eq!(guest.run(&["run", "--request", name]).code, 4);
+    assert!(log(&guest).ends_with("/\n"), "{}", log(&guest));
+    request(2, "sleep 60", 1);
+    assert_eq!(guest.run(&["run", "--request", name]).code, 124);
+    for version in [1, 3] {
+        request(version, "true", 0);
+        let refused = guest.run(&["run", "--request", name]);
+        assert_eq!(refused.code, 65);
+        assert!(refused.stderr.contains(&format!("has schema_version {version}, this build reads 2")), "{}", refused.stderr);
+    }
+    std::fs::write(&path, "{").unwrap();
+    let refused = guest.run(&["run", "--request", name]);
+    assert_eq!(refused.code, 65);
+    assert!(refused.stderr.contains("line 1 column"), "{}", refused.stderr);
+    rig::misplace(&path, "fifo");
+    assert_eq!(guest.run(&["run", "--request", name]).code, 74);
+}
+
+#[test]
+fn an_unprivileged_workload_reports_and_leaves_artifacts() {
+    if !rustix::process::geteuid().is_root() {
+        eprintln!("skipped: only root can become another user");
+        return;
+    }
+    let guest = Guest::new();
+    // The folder that tempfile makes is its owner's alone.
+    std::fs::set_permissions(guest.dir.path(), std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    let path = guest.dir.path().join("request.json");
+    let agent = guest.dir.path().join("pika-guest");
+    std::fs::copy(rig::binary(), &agent).unwrap();
+    let command = format!(
+        "id -u; {0} ready && {0} progress p && echo x > $PIKA_CLOUD_DIR/artifacts/file && echo $USER $HOME",
+        agent.display()
+    );
+    let request = json!({"schema_version": 2, "command": command, "timeout_secs": 0, "run_as_root": false});
+    std::fs::write(&path, request.to_string()).unwrap();
+    assert_eq!(guest.run(&["run", "--request", path.to_str().unwrap()]).code, 0, "{}", log(&guest));
+    assert_eq!(guest.kinds(), ["starting", "ready", "ready", "completed"]);
+    assert_ne!(log(&guest).lines().next(), Some("0"));
+    assert_eq!(guest.read("artifacts/file"), "x\n");
+    guest.assert_documents_agree();
+}
+
+#[test]
+fn a_log_that_cannot_be_written() {
+    let guest = Guest::new();
+    guest.ok(&["starting"]);
+    rig::misplace(&guest.path("logs/guest.log"), "fifo");
+    assert_eq!(guest.run(&["run", "--", "true"]).code, 126);
+    assert!(guest.result().message.contains("guest.log is a FIFO"), "{:?}", guest.result());
+    assert_eq!(guest.status().state, State::Failed);
+}
+
+#[test]
+fn a_hidden_verb_called_by_a_person() {
+    let guest = Guest::new();
+    let outcome = guest.run(&["supervise", "--lock-fd", "77"]);
+    assert_eq!(outcome.code, 74, "{}", outcome.stderr);
+    assert!(!guest.path("status.json").exists());
+}
+
+#[test]
+fn a_run_without_an_owner_does_not_wait_for_one() {
+    let guest = Guest::new();
+    let began = Instant::now();
+    assert_eq!(guest.run(&["run", "--wait-release", "20", "--", "true"]).code, 0);
+    assert!(began.elapsed() < Duration::from_secs(5));
+}
+
+#[test]
+fn ended_by_a_terminal_that_closes() {
+    // A hangup of the supervisor's own group reaches the workload once, through the supervisor.
+    let guest = Guest::new();
+    let mut command = guest.command(&["run", "--", "/bin/sh", "-c", "trap 'echo hup; exit 9' HUP; echo up; sleep 60 & wait"]);
+    let mut child = command.process_group(0).spawn().unwrap();
+    eventually("it is up", || guest.path("logs/guest.log").exists() && log(&guest).contains("up"));
+    Command::new("kill").args(["-HUP", "--", &format!("-{}", child.id())]).status().unwrap();
+    assert_eq!(rig::wait(&mut child), 9);
+    assert_eq!(log(&guest).matches("hup").count(), 1);
+}
