@@ -261,14 +261,12 @@ impl Cloud {
         Ok(Follower::new(folder.path(), durable))
     }
 
-    /// The file that a runtime's log is written to, live.
+    /// The folder of an incarnation's outputs; its `logs/` grow live.
     ///
     /// # Errors
     /// Where there is no such runtime.
-    pub fn log_path(&self, runtime_id: &str) -> Result<PathBuf, Error> {
-        let folder = self.folder(runtime_id)?;
-        let view = read_view(&folder)?;
-        Ok(folder.incarnation(view.incarnation).join("logs").join(pika_cloud_common::paths::GUEST_LOG))
+    pub fn outputs(&self, runtime_id: &str, incarnation: u32) -> Result<PathBuf, Error> {
+        Ok(self.folder(runtime_id)?.incarnation(incarnation))
     }
 
     /// Copies a runtime's outputs, as far as they are on the host, to a folder: `events.jsonl`, `status.json`,

@@ -13,7 +13,7 @@ use tokio::sync::watch;
 use crate::args::Run;
 use crate::exit::{self, Failure};
 use crate::print;
-use crate::show::{What, follow};
+use crate::show::{Follow, What, follow};
 
 /// How long what is shown may lag behind what has ended.
 const LAST_LINES: Duration = Duration::from_secs(5);
@@ -118,32 +118,33 @@ pub(crate) async fn run(cloud: &Cloud, args: &Run, json: bool) -> Result<ExitCod
 }
 
 /// Shows the runtime that is about to be begun. One that is over already is shown by its verdict alone.
-async fn show_beside(cloud: Cloud, id: String, what: What, began: Instant, rerun: Rerun) -> Result<(), Failure> {
-    if let Some(view) = cloud.view(&id).ok().filter(|view| view.finished) {
-        if rerun == Rerun::Answer {
-            let Some(verdict) = view.verdict else { return Ok(()) };
-            if what == What::Json {
-                follow(&cloud, &id, what, began, false).await?;
-            } else {
-                print::phase(began.elapsed(), verdict.outcome.name(), &format!("already ended: {}", verdict.message));
+async fn show_beside(cloud: Cloud, id: String, what: What, since: Instant, rerun: Rerun) -> Result<(), Failure> {
+    let earlier = cloud.view(&id).ok();
+    let incarnation = match earlier {
+        Some(view) if view.finished && rerun == Rerun::Answer => {
+            let incarnation = view.incarnation;
+            match view.verdict {
+                _ if what == What::Json => {
+                    follow(&cloud, &id, Follow { what, since, incarnation, stay: false }).await?;
+                }
+                Some(verdict) => {
+                    let message = format!("already ended: {}", verdict.message);
+                    print::phase(since.elapsed(), verdict.outcome.name(), &message);
+                }
+                None => {}
             }
             return Ok(());
         }
-        return follow_from(&cloud, &id, what, began, view.incarnation + 1).await;
-    }
-    follow_from(&cloud, &id, what, began, 1).await
-}
-
-/// Follows from an incarnation on that may not have been begun yet.
-async fn follow_from(cloud: &Cloud, id: &str, what: What, began: Instant, incarnation: u32) -> Result<(), Failure> {
-    loop {
-        let is_there = cloud.view(id).is_ok_and(|view| view.incarnation >= incarnation);
-        if is_there {
-            follow(cloud, id, what, began, true).await?;
-            return Ok(());
-        }
+        Some(view) if view.finished => view.incarnation + 1,
+        Some(view) => view.incarnation.max(1),
+        None => 1,
+    };
+    // It may not have been begun yet.
+    while !cloud.view(&id).is_ok_and(|view| view.incarnation >= incarnation) {
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
+    follow(&cloud, &id, Follow { what, since, incarnation, stay: true }).await?;
+    Ok(())
 }
 
 /// `pika-cloud ensure`.
@@ -152,7 +153,8 @@ pub(crate) async fn ensure(cloud: &Cloud, spec: &Path, json: bool) -> Result<Exi
     let id = &spec.identity.runtime_id;
     let ensured = cloud.ensure(&spec).await?;
     if json {
-        follow(cloud, id, What::Json, Instant::now(), false).await?;
+        let incarnation = cloud.view(id)?.incarnation;
+        follow(cloud, id, Follow { what: What::Json, since: Instant::now(), incarnation, stay: false }).await?;
     }
     let text = match ensured {
         Ensured::Created => "its workload was started",
@@ -167,8 +169,9 @@ pub(crate) async fn ensure(cloud: &Cloud, spec: &Path, json: bool) -> Result<Exi
 pub(crate) async fn watch(cloud: &Cloud, id: &str, json: bool) -> Result<ExitCode, Failure> {
     let what = if json { What::Json } else { What::All };
     let mut wishes = Wishes::new()?;
+    let incarnation = cloud.view(id)?.incarnation;
     let show = tokio::select! {
-        show = follow(cloud, id, what, Instant::now(), true) => show?,
+        show = follow(cloud, id, Follow { what, since: Instant::now(), incarnation, stay: true }) => show?,
         _ = wishes.next() => return Ok(ExitCode::from(exit::INTERRUPTED)),
     };
     match show.verdict() {

@@ -4,9 +4,9 @@ use std::fs::File;
 use std::os::unix::fs::FileExt as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use pika_cloud_common::{Event, Verdict};
+use pika_cloud_common::{Event, Verdict, paths};
 use pika_host_collector::Cloud;
 use pika_host_collector::journal::{Body, HostRecord, LogMark, Record};
 
@@ -59,7 +59,7 @@ impl Show {
             Body::Guest(line) => self.event(line.get()),
             Body::Host(HostRecord::State { state, message }) => self.phase(state.as_str(), message),
             Body::Host(HostRecord::Logs { logs }) => {
-                if let Some(mark) = logs.get(pika_cloud_common::paths::GUEST_LOG) {
+                if let Some(mark) = logs.get(paths::GUEST_LOG) {
                     self.log(*mark);
                 }
             }
@@ -136,29 +136,47 @@ fn verdict_line(verdict: &Verdict) -> String {
     }
 }
 
-/// Follows a runtime's current incarnation until it is over; `stay` says whether to wait for what comes.
-pub(crate) async fn follow(cloud: &Cloud, id: &str, what: What, since: Instant, stay: bool) -> Result<Show, Failure> {
+/// Follows a runtime from an incarnation on until the last one is over; `stay` says whether to wait for what comes.
+pub(crate) async fn follow(cloud: &Cloud, id: &str, from: Follow) -> Result<Show, Failure> {
+    let Follow { what, since, incarnation: first, stay } = from;
     let mut follower = cloud.events(id)?;
-    let mut show: Option<(u32, Show)> = None;
+    let new_show = |incarnation| -> Result<Show, Failure> {
+        let log = cloud.outputs(id, incarnation)?.join(paths::LOGS_DIR).join(paths::GUEST_LOG);
+        Ok(Show::new(what, since, log))
+    };
+    let mut shown = first;
+    let mut show = new_show(shown)?;
     loop {
         let next = if stay { follower.next().await } else { follower.try_next() };
-        let Some((record, line)) = next.map_err(pika_host_collector::Error::from)? else { break };
-        if record.inc == 0 {
+        let Some((record, line)) = next.map_err(pika_host_collector::Error::from)? else {
+            return Ok(show);
+        };
+        if record.inc < first {
             continue;
         }
-        let incarnation = record.inc;
         // `run --again` begins a new incarnation behind the last one; each is shown by itself.
-        if show.as_ref().is_none_or(|(shown, _)| *shown != incarnation) {
-            show = Some((incarnation, Show::new(what, since, cloud.log_path(id)?)));
+        if record.inc != shown {
+            shown = record.inc;
+            show = new_show(shown)?;
         }
-        if let Some((_, show)) = &mut show {
-            show.record(&record, &line);
-            if stay && show.is_finished() && is_last(cloud, id, incarnation) {
-                break;
-            }
+        show.record(&record, &line);
+        if stay && show.is_finished() && is_last(cloud, id, shown) {
+            return Ok(show);
         }
     }
-    Ok(show.map_or_else(|| Show::new(what, since, PathBuf::new()), |(_, show)| show))
+}
+
+/// What to follow, and how.
+#[derive(Clone, Copy)]
+pub(crate) struct Follow {
+    /// What is shown of it.
+    pub(crate) what: What,
+    /// From when elapsed time counts.
+    pub(crate) since: Instant,
+    /// The first incarnation that is shown.
+    pub(crate) incarnation: u32,
+    /// Whether to wait for what comes.
+    pub(crate) stay: bool,
 }
 
 /// Whether no later incarnation was begun.
@@ -168,6 +186,7 @@ fn is_last(cloud: &Cloud, id: &str, incarnation: u32) -> bool {
 
 /// `pika-cloud logs`.
 pub(crate) async fn logs(cloud: &Cloud, id: &str, stay: bool) -> Result<ExitCode, Failure> {
-    follow(cloud, id, What::Log, Instant::now() + Duration::ZERO, stay).await?;
+    let incarnation = cloud.view(id)?.incarnation;
+    follow(cloud, id, Follow { what: What::Log, since: Instant::now(), incarnation, stay }).await?;
     Ok(ExitCode::SUCCESS)
 }
