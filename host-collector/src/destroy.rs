@@ -4,7 +4,7 @@ use crate::driver::failure;
 use crate::incus::{Client, Error, InstanceState, Labels};
 use crate::machine::CallFailure;
 
-/// Stops and deletes the instance of a runtime. One that is gone already is fine; one that is not ours is not touched.
+/// Invariant 4: stops and deletes the instance of a runtime. One that is gone already is fine; one that is not ours is not touched.
 pub(crate) async fn destroy(
     client: &Client,
     project: &str,

@@ -15,7 +15,7 @@ use crate::journal::{LogMark, View};
 #[derive(Debug)]
 pub(crate) struct LogFiles {
     folder: PathBuf,
-    /// Bytes of all files together that are kept.
+    /// Bytes of all files together that are kept (Invariant 5).
     limit: u64,
     kept: u64,
     files: BTreeMap<String, LogFile>,

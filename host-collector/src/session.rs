@@ -379,7 +379,7 @@ fn skip_trimmed(cursor: Option<&mut Cursor>, hello: &GuestHello) {
     }
 }
 
-/// An event: checked, and given out where it is new.
+/// An event: checked, and given out where it is new (Invariant 1).
 fn event<'a>(cursor: &mut Cursor, line: &'a [u8]) -> Received<'a> {
     let head = match EventHead::decode(line) {
         Ok(head) => head,

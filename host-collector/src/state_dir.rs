@@ -172,7 +172,7 @@ impl RuntimeFolder {
         self.path.parent().map_or(Ok(()), sync_folder)
     }
 
-    /// Takes the lock, or says who has it.
+    /// Takes the lock, or says who has it (Invariant 6).
     pub(crate) fn lock(&self) -> Result<Result<RuntimeLock, Option<u32>>, StateDirError> {
         let path = self.path.join("lock");
         let doing = "locking the runtime";

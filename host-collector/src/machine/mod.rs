@@ -14,7 +14,7 @@
 //! Happy path: there is no instance, so it is created and started; the agent is dialled and asked to start the workload;
 //! its terminal event is the end; outputs are collected; the verdict is made durable; the instance is destroyed.
 //!
-//! Failure paths: every end but the guest's own word is decided here, by [`Machine::end`], once: Incus refuses
+//! Failure paths: every end but the guest's own word is decided in one place, once: Incus refuses
 //! (`provision_failed`), a deadline passes (`timed_out`), the instance or its supervisor is gone (`guest_died`), the guest is
 //! not heard (`unreachable`), a person cancels (`cancelled`). Whatever the end, collection is tried within a budget of its
 //! own (Invariant 7), then the verdict is made durable (Invariant 2), and only then is anything destroyed.

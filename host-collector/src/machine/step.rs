@@ -100,7 +100,7 @@ impl Machine {
         self.start_sent
     }
 
-    /// When [`Input::Tick`] is due; earlier ones do no harm.
+    /// When [`Input::Tick`] is due; earlier ones do no harm. Invariant 3: no deadline is left out of it.
     pub fn next_tick(&self) -> Option<Duration> {
         let silence = self.watches_silence().then(|| {
             let next = if self.unreachable { self.plan.silence } else { self.plan.silence.min(PEER_TIMEOUT) };
