@@ -2,9 +2,8 @@
 
 fn main() {
     println!("cargo:rerun-if-changed=link.x");
-    let is = |name: &str, value: &str| {
-        std::env::var(name).is_ok_and(|found| found.split(',').any(|found| found == value))
-    };
+    let is =
+        |name: &str, value: &str| std::env::var(name).is_ok_and(|found| found.split(',').any(|found| found == value));
     // The profile `agent`, the only one that optimises for size; build scripts are not told of `panic`.
     let agent = is("OPT_LEVEL", "z") && is("CARGO_CFG_TARGET_OS", "linux");
     if agent && is("CARGO_CFG_TARGET_FEATURE", "crt-static") {

@@ -200,8 +200,7 @@ fn older_helper(guest: &Guest, kind: &str) -> u64 {
     let event = json!({
         "schema_version": 1, "seq": seq, "timestamp": "2026-01-01T00:00:00+02:00", "kind": kind, "message": "older"
     });
-    let mut events =
-        std::fs::OpenOptions::new().append(true).create(true).open(guest.path("events.jsonl")).unwrap();
+    let mut events = std::fs::OpenOptions::new().append(true).create(true).open(guest.path("events.jsonl")).unwrap();
     events.write_all(format!("{event}\n").as_bytes()).unwrap();
     lock.rewind().unwrap();
     lock.set_len(0).unwrap();
@@ -385,7 +384,8 @@ fn a_lock_file_that_is_replaced_meanwhile() {
 fn too_much_for_a_host_that_does_not_come() {
     let guest = Guest::new();
     guest.ok(&["starting"]);
-    let template = guest.read("events.jsonl").replace("\"message\":\"\"", &format!("\"message\":\"{}\"", "m".repeat(60_000)));
+    let template =
+        guest.read("events.jsonl").replace("\"message\":\"\"", &format!("\"message\":\"{}\"", "m".repeat(60_000)));
     let mut filled = String::new();
     for seq in 1..1200 {
         filled.push_str(&template.replacen("\"seq\":1,", &format!("\"seq\":{seq},"), 1));

@@ -125,10 +125,7 @@ fn a_time_limit() {
     assert_eq!(run_with(&guest, &["--timeout", "0.3", "--stop-grace", "5"], "sleep 60").code, 124);
     assert!(began.elapsed() < Duration::from_secs(3));
     let result = guest.result();
-    assert_eq!(
-        result.details,
-        Some(json!({"exit_code": 124, "timed_out": {"watchdog": "run", "secs": 0}}))
-    );
+    assert_eq!(result.details, Some(json!({"exit_code": 124, "timed_out": {"watchdog": "run", "secs": 0}})));
     assert_eq!((result.status, result.exit_code), (ResultStatus::Failed, Some(124)));
 }
 
@@ -250,7 +247,11 @@ fn a_request_in_a_file() {
         request(version, "true", 0);
         let refused = guest.run(&["run", "--request", name]);
         assert_eq!(refused.code, 65);
-        assert!(refused.stderr.contains(&format!("has schema_version {version}, this build reads 2")), "{}", refused.stderr);
+        assert!(
+            refused.stderr.contains(&format!("has schema_version {version}, this build reads 2")),
+            "{}",
+            refused.stderr
+        );
     }
     std::fs::write(&path, "{").unwrap();
     let refused = guest.run(&["run", "--request", name]);
@@ -315,7 +316,8 @@ fn a_run_without_an_owner_does_not_wait_for_one() {
 fn ended_by_a_terminal_that_closes() {
     // A hangup of the supervisor's own group reaches the workload once, through the supervisor.
     let guest = Guest::new();
-    let mut command = guest.command(&["run", "--", "/bin/sh", "-c", "trap 'echo hup; exit 9' HUP; echo up; sleep 60 & wait"]);
+    let mut command =
+        guest.command(&["run", "--", "/bin/sh", "-c", "trap 'echo hup; exit 9' HUP; echo up; sleep 60 & wait"]);
     let mut child = command.process_group(0).spawn().unwrap();
     eventually("it is up", || guest.path("logs/guest.log").exists() && log(&guest).contains("up"));
     Command::new("kill").args(["-HUP", "--", &format!("-{}", child.id())]).status().unwrap();

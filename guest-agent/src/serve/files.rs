@@ -5,8 +5,7 @@ use std::time::Duration;
 
 use pika_cloud_common::limits::MAX_DOCUMENT_BYTES;
 use pika_cloud_common::wire::{
-    Ack, Archive, ErrorCode, GuestMessage, Heartbeat, HostHello, Notice, Role, SessionError, Start,
-    write_event,
+    Ack, Archive, ErrorCode, GuestMessage, Heartbeat, HostHello, Notice, Role, SessionError, Start, write_event,
 };
 use pika_cloud_common::{DecodeError, RunResult, State, Status, paths};
 use rustix::fd::{BorrowedFd, OwnedFd};
@@ -14,8 +13,8 @@ use rustix::process::PidfdFlags;
 
 use super::stream::refusal;
 use crate::ledger::{
-    self, AckFile, Draft, FileLock, Folder, Ledger, LedgerError, OwnerFile, OWNER, SESSION_LOCK, SUPERVISOR_LOCK, StreamFile, TRIM_BYTES,
-    system,
+    self, AckFile, Draft, FileLock, Folder, Ledger, LedgerError, OWNER, OwnerFile, SESSION_LOCK, SUPERVISOR_LOCK,
+    StreamFile, TRIM_BYTES, system,
 };
 use crate::session::archive::Archiver;
 use crate::session::bulk::LogTail;
@@ -188,8 +187,7 @@ impl Files {
     /// Begins an archive.
     pub(super) fn archive(&mut self, asked: &Archive) -> Refused<()> {
         let Some(open) = &mut self.open else { return Err(not_open()) };
-        let artifacts =
-            open.folder.child(paths::ARTIFACTS_DIR).map_err(|error| refusal(ErrorCode::Archive, &error))?;
+        let artifacts = open.folder.child(paths::ARTIFACTS_DIR).map_err(|error| refusal(ErrorCode::Archive, &error))?;
         let archiver = Archiver::new(artifacts.map(Folder::into_fd), asked);
         open.archive = Some(archiver.map_err(|error| refusal(ErrorCode::Archive, &error))?);
         Ok(())

@@ -445,3 +445,6 @@ impl Core {
 fn error(code: ErrorCode, message: &str) -> SessionError {
     SessionError { code, message: message.to_owned() }
 }
+
+#[cfg(test)]
+mod tests;

@@ -164,9 +164,7 @@ impl Token {
             Self::Char(own) => *own == char,
             Self::AnyChar => true,
             Self::Star => false,
-            Self::Class { negated, ranges } => {
-                ranges.iter().any(|&(from, to)| (from..=to).contains(&char)) != *negated
-            }
+            Self::Class { negated, ranges } => ranges.iter().any(|&(from, to)| (from..=to).contains(&char)) != *negated,
         }
     }
 }

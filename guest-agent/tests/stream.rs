@@ -1,0 +1,694 @@
+//! The session, spoken with the real binary over pipes.
+
+mod rig;
+
+use std::collections::BTreeMap;
+use std::io::Write as _;
+use std::os::unix::fs::MetadataExt as _;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use pika_cloud_common::digest::Digest;
+use pika_cloud_common::wire::{Ack, Cursor, Empty, GuestMessage, HostHello, HostMessage, Role};
+use rig::{Guest, Said, events_of, eventually, log_of, misplace, start};
+use serde_json::json;
+
+fn append(guest: &Guest, bytes: &[u8]) {
+    let mut file = std::fs::OpenOptions::new().append(true).open(guest.path("events.jsonl")).unwrap();
+    file.write_all(bytes).unwrap();
+}
+
+fn supervisor_pid(guest: &Guest) -> Option<u32> {
+    // The process that has the lock file open and is the agent.
+    std::fs::read_dir("/proc").unwrap().flatten().find_map(|entry| {
+        let pid: u32 = entry.file_name().to_str()?.parse().ok()?;
+        let args = std::fs::read(format!("/proc/{pid}/cmdline")).ok()?;
+        let environ = std::fs::read(format!("/proc/{pid}/environ")).ok()?;
+        let root = format!("PIKA_CLOUD_DIR={}\0", guest.root().display());
+        let ours = environ.windows(root.len()).any(|window| window == root.as_bytes());
+        (args.starts_with(b"pika-guest\0supervise\0") && ours).then_some(pid)
+    })
+}
+
+fn kill(pid: u32) {
+    assert!(Command::new("kill").args(["-9", &pid.to_string()]).status().unwrap().success());
+}
+
+#[test]
+fn what_is_there_and_then_the_end() {
+    let guest = Guest::new();
+    guest.ok(&["run", "--", "echo", "hello"]);
+    let said = guest.observe();
+    let GuestMessage::Hello(hello) = &said[0].message else { panic!("{said:?}") };
+    assert_eq!((hello.protocol, hello.first_seq, hello.last_seq), (1, 1, 2));
+    assert_eq!(hello.boot_id, std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap().trim());
+    assert_eq!(events_of(&said), guest.events());
+    assert_eq!(log_of(&said), "hello\n");
+    let find = |name: &str| said.iter().position(|said| said.json().get(name).is_some()).unwrap();
+    assert!(find("event") < find("status") && find("status") < find("result") && find("result") < find("log"));
+    assert_eq!(said.last().unwrap().json(), json!({"end": {"reason": "done"}}));
+}
+
+#[test]
+fn an_empty_guest() {
+    let guest = Guest::new();
+    let said = guest.observe();
+    assert_eq!(said.len(), 2);
+    assert_eq!(said[1].json(), json!({"end": {"reason": "done"}}));
+    // The stream's id is there from now on.
+    let id = said[0].json()["hello"]["stream_id"].clone();
+    guest.ok(&["ready"]);
+    assert_eq!(guest.observe()[0].json()["hello"]["stream_id"], id);
+}
+
+#[test]
+fn wrong_words_of_a_host() {
+    let hello = r#"{"hello":{"protocol":1,"role":"owner","term":1,"follow":true}}"#;
+    let long = format!("{{\"ping\":{}", " ".repeat(300_000));
+    for (lines, code, says, exit) in [
+        (vec![r#"{"hello":{"protocol":7,"role":"owner"}}"#], "unsupported_protocol", "protocol 7, this agent", 76),
+        (vec![r#"{"ping":{}}"#], "bad_message", "the first message must be `hello`", 76),
+        (vec!["GET / HTTP/1.1"], "bad_message", "not a message of the session protocol", 76),
+        (vec![hello, hello], "bad_message", "`hello` opens a session", 76),
+        (vec![hello, "{\"ack\":{\"seq\":-1}}"], "bad_message", "ack", 76),
+        (vec![&long], "bad_message", "a line is longer than", 76),
+        (vec![hello, r#"{"signal":{"name":"STOP"}}"#], "bad_request", "no signal `STOP` is passed on", 69),
+    ] {
+        let guest = Guest::new();
+        let mut stream = guest.stream();
+        for line in lines {
+            stream.say_raw(line.as_bytes());
+            stream.say_raw(b"\n");
+        }
+        let error = stream.find_error();
+        assert_eq!(error["code"], code);
+        let message = error["message"].as_str().unwrap();
+        assert!(message.contains(says) || says == "ack", "{message}");
+        assert_eq!(stream.code(), exit, "{code}");
+    }
+    // A message of a newer host is passed over.
+    let guest = Guest::new();
+    let mut stream = guest.owner();
+    stream.find_hello();
+    stream.say_raw(b"{\"dance\":{\"steps\":3}}\n");
+    guest.ok(&["ready"]);
+    stream.find_event("ready");
+}
+
+#[test]
+fn a_request_that_can_never_run() {
+    let cases: [(&str, &dyn Fn(&mut pika_cloud_common::wire::Start)); 7] = [
+        ("has schema_version 1, this agent reads 2", &|start| start.request.schema_version = 1),
+        ("schema_version 3", &|start| start.request.schema_version = 3),
+        ("the command is empty", &|start| start.request.command.clear()),
+        ("a NUL", &|start| start.request.command.push('\0')),
+        ("`A=B` cannot be an environment variable", &|start| drop(start.env.insert("A=B".to_owned(), String::new()))),
+        ("`here` is not an absolute path", &|start| start.cwd = Some("here".to_owned())),
+        ("at most 100 years", &|start| start.request.timeout_secs = 1 << 50),
+    ];
+    for (says, spoil) in cases {
+        let guest = Guest::new();
+        let mut owner = guest.owner();
+        let mut request = start("job-1", "true");
+        spoil(&mut request);
+        owner.say(&HostMessage::Start(request));
+        let error = owner.find_error();
+        assert_eq!(error["code"], "bad_request");
+        assert!(error["message"].as_str().unwrap().contains(says), "{error}");
+        assert!(guest.events().is_empty() && !guest.path("guest-request.json").exists());
+    }
+}
+
+#[test]
+fn events_arrive_as_they_are_written() {
+    let guest = Guest::new();
+    let mut owner = guest.owner();
+    owner.find_hello();
+    let mut fastest = Duration::MAX;
+    for _ in 0..20 {
+        guest.ok(&["ready"]);
+        let returned = Instant::now();
+        owner.find_event("ready");
+        fastest = fastest.min(returned.elapsed());
+    }
+    // Written before the verb returned, so mostly there already; nothing polls on the way.
+    assert!(fastest < Duration::from_millis(2), "{fastest:?}");
+}
+
+#[test]
+fn a_job_from_start_to_release() {
+    let guest = Guest::new();
+    let mut owner = guest.owner();
+    let id = owner.find_hello().stream_id;
+    let mut request = start("job-1", "echo $GREETING; pwd; echo $HOME; exit 3");
+    request.env.insert("GREETING".to_owned(), "secret-word".to_owned());
+    request.cwd = Some("/etc".to_owned());
+    owner.say(&HostMessage::Start(request));
+    assert_eq!(owner.find_notice("started")["request_id"], "job-1");
+    owner.find_event("starting");
+    let failed = owner.find_event("failed");
+    assert_eq!(failed.details, Some(json!({"exit_code": 3})));
+    assert_eq!(guest.cursor(0).stream_id, id);
+    let home = if rustix::process::geteuid().is_root() { "/root\n" } else { "" };
+    let log = || guest.read("logs/guest.log");
+    assert!(log().starts_with("secret-word\n/etc\n") && log().contains(home), "{}", log());
+    // It waits for us, since an owner was seen.
+    let supervisor = supervisor_pid(&guest).expect("a supervisor that waits");
+    owner.ack(2);
+    owner.release();
+    eventually("released", || {
+        !std::path::Path::new(&format!("/proc/{supervisor}/status")).exists()
+            || std::fs::read_to_string(format!("/proc/{supervisor}/status")).unwrap_or_default().contains("zombie")
+    });
+    // Invariant 8: what was in the environment is in no file but the log that the workload wrote it to.
+    for entry in std::fs::read_dir(guest.root()).unwrap().flatten() {
+        if entry.file_type().unwrap().is_file() {
+            assert!(!std::fs::read_to_string(entry.path()).unwrap().contains("secret-word"), "{:?}", entry.path());
+        }
+    }
+    assert_eq!(guest.observe()[0].json()["hello"]["request_id"], "job-1");
+}
+
+/// Invariant 9.
+#[test]
+fn a_request_is_started_once() {
+    let guest = Guest::new();
+    let mark = guest.dir.path().join("mark");
+    let command = format!("echo x >> {}; sleep 0.4", mark.display());
+    let mut owner = guest.owner();
+    for _ in 0..3 {
+        owner.start("job-1", &command);
+    }
+    owner.find_notice("started");
+    owner.find_notice("already_started");
+    owner.find_notice("already_started");
+    owner.start("job-2", &command);
+    assert_eq!(owner.find_error()["code"], "busy");
+    owner.find_event("completed");
+    owner.start("job-1", &command);
+    owner.find_notice("already_started");
+    assert_eq!(std::fs::read_to_string(&mark).unwrap(), "x\n");
+    // Another after the end: the next incarnation, in a stream of its own.
+    let old = guest.cursor(0).stream_id;
+    owner.start("job-2", &command);
+    owner.find_notice("started");
+    let rest = owner.rest();
+    assert_eq!(rest.last().unwrap().json(), json!({"end": {"reason": "new_stream"}}));
+    let mut again = guest.owner();
+    let hello = again.find_hello();
+    assert_eq!(hello.request_id.as_deref(), Some("job-2"));
+    assert_ne!(hello.stream_id, old);
+    again.find_event("completed");
+    assert_eq!(std::fs::read_to_string(&mark).unwrap(), "x\nx\n");
+}
+
+#[test]
+fn a_stream_that_is_killed_loses_nothing() {
+    let guest = Guest::new();
+    let mut owner = guest.owner();
+    let command =
+        format!("for i in 1 2 3 4 5 6; do {} progress p --message $i; sleep 0.05; done", rig::binary().display());
+    owner.start("job-1", &command);
+    owner.find_notice("started");
+    let mut seen = Vec::new();
+    for _ in 0..4 {
+        seen.push(owner.find("an event", Said::event));
+        kill(owner.child.id());
+        owner.code();
+        let cursor = guest.cursor(seen.last().unwrap().seq);
+        owner = guest.stream();
+        owner.hello(Role::Owner, 1, Some(cursor), true);
+        assert_eq!(owner.find_hello().request_id.as_deref(), Some("job-1"));
+        // Sent again, since the first answer may have been lost.
+        owner.start("job-1", &command);
+        owner.find("already_started", |said| {
+            seen.extend(said.event());
+            said.json()["notice"]["what"].as_str().filter(|what| *what == "already_started").map(|_| ())
+        });
+    }
+    while !seen.last().unwrap().kind.is_terminal() {
+        seen.push(owner.find("an event", Said::event));
+    }
+    let wanted: Vec<_> = (1..=8).collect();
+    assert_eq!(seen.iter().map(|event| event.seq).collect::<Vec<_>>(), wanted);
+    assert_eq!(guest.kinds().len(), 8);
+}
+
+#[test]
+fn a_supervisor_that_is_killed_is_reported_at_once() {
+    let guest = Guest::new();
+    let mut owner = guest.owner();
+    owner.start("job-1", "sleep 1");
+    owner.find_event("starting");
+    eventually("a supervisor", || supervisor_pid(&guest).is_some());
+    let began = Instant::now();
+    kill(supervisor_pid(&guest).unwrap());
+    let failed = owner.find_event("failed");
+    assert!(began.elapsed() < Duration::from_secs(2));
+    assert_eq!(failed.details, Some(json!({"supervisor_lost": true})));
+    owner.start("job-1", "sleep 1");
+    owner.find_notice("already_started");
+    guest.assert_documents_agree();
+}
+
+#[test]
+fn accepted_and_never_supervised() {
+    // As it is left by a stream that was killed between recording the request and starting its supervisor.
+    let guest = Guest::new();
+    guest.observe();
+    let mut stream: serde_json::Value = serde_json::from_str(&guest.read("events.jsonl.stream")).unwrap();
+    stream["request_id"] = json!("job-1");
+    stream["supervised"] = json!(true);
+    std::fs::write(guest.path("events.jsonl.stream"), stream.to_string()).unwrap();
+    let said = guest.observe();
+    assert_eq!(events_of(&said)[0].details, Some(json!({"supervisor_lost": true})));
+    let mut owner = guest.owner();
+    owner.start("job-1", "true");
+    owner.find_notice("already_started");
+    assert_eq!(guest.kinds(), ["failed"]);
+}
+
+#[test]
+fn signals_of_a_host() {
+    for (name, code) in [("TERM", 143), ("KILL", 137), ("USR1", 138)] {
+        let guest = Guest::new();
+        let mut owner = guest.owner();
+        owner.start("job-1", "echo up; sleep 60");
+        owner.find("the log", |said| matches!(said.message, GuestMessage::Log(_)).then_some(()));
+        owner.signal(name);
+        assert_eq!(owner.find_event("failed").exit_code(), Some(code), "{name}");
+    }
+    // Where nothing runs, nothing happens.
+    let guest = Guest::new();
+    let mut owner = guest.owner();
+    owner.signal("KILL");
+    guest.ok(&["ready"]);
+    owner.find_event("ready");
+}
+
+#[test]
+fn cursors() {
+    let guest = Guest::new();
+    for _ in 0..5 {
+        guest.ok(&["ready"]);
+    }
+    let seqs = |cursor: Cursor| {
+        let mut stream = guest.stream();
+        stream.hello(Role::Observer, 0, Some(cursor), false);
+        let said = stream.rest();
+        let rewound = said.iter().any(|said| said.json()["notice"] == json!({"what": "rewound", "last_seq": 5}));
+        (events_of(&said).iter().map(|event| event.seq).collect::<Vec<_>>(), rewound)
+    };
+    assert_eq!(seqs(guest.cursor(3)), (vec![4, 5], false));
+    assert_eq!(seqs(guest.cursor(5)), (vec![], false));
+    assert_eq!(seqs(guest.cursor(0)), (vec![1, 2, 3, 4, 5], false));
+    let all = vec![1, 2, 3, 4, 5];
+    assert_eq!(seqs(Cursor { digest: Digest::of(b"another story"), ..guest.cursor(3) }), (all.clone(), true));
+    assert_eq!(seqs(Cursor { seq: 9, ..guest.cursor(5) }), (all.clone(), true));
+    assert_eq!(seqs(Cursor { stream_id: "0".repeat(32), ..guest.cursor(3) }), (all.clone(), false));
+    assert_eq!(seqs(Cursor { stream_id: "../../etc".to_owned(), ..guest.cursor(3) }), (all, false));
+}
+
+#[test]
+fn logs_go_on_behind_the_cursor() {
+    let guest = Guest::new();
+    guest.ok(&["run", "--", "printf", "%100000d", "7"]);
+    std::fs::write(guest.path("logs/other.log"), "other").unwrap();
+    misplace(&guest.path("logs/fifo"), "fifo");
+    misplace(&guest.path("logs/link"), "link");
+    let mut cursor = guest.cursor(2);
+    cursor.logs = BTreeMap::from([("guest.log".to_owned(), 99_990)]);
+    let mut stream = guest.stream();
+    stream.hello(Role::Observer, 0, Some(cursor), false);
+    let logs: Vec<_> = stream
+        .rest()
+        .into_iter()
+        .filter_map(|said| match said.message {
+            GuestMessage::Log(chunk) => Some((chunk.file, chunk.offset, String::from_utf8(said.bulk).unwrap())),
+            _ => None,
+        })
+        .collect();
+    assert_eq!(
+        logs,
+        [("guest.log".to_owned(), 99_990, "         7".to_owned()), ("other.log".to_owned(), 0, "other".to_owned())]
+    );
+}
+
+#[test]
+fn one_owner_at_a_time() {
+    let guest = Guest::new();
+    let mut first = guest.stream();
+    first.hello(Role::Owner, 5, None, true);
+    first.find_hello();
+    let mut stale = guest.stream();
+    stale.hello(Role::Owner, 4, None, true);
+    let error = stale.find_error();
+    assert_eq!(error["code"], "stale_term");
+    assert!(error["message"].as_str().unwrap().contains("term is 4, and one of term 5"), "{error}");
+    let mut second = guest.stream();
+    second.hello(Role::Owner, 5, None, true);
+    second.find_hello();
+    assert_eq!(first.find_error()["code"], "superseded");
+    assert_eq!(first.code(), 69);
+    second.start("job-1", "true");
+    second.find_notice("started");
+}
+
+#[test]
+fn a_superseded_owner_changes_nothing() {
+    let guest = Guest::new();
+    guest.ok(&["ready"]);
+    let mut first = guest.owner();
+    first.find_event("ready");
+    // Stopped, so that it cannot notice by itself.
+    let signal = |name: &str| {
+        assert!(Command::new("kill").args([name, &first.child.id().to_string()]).status().unwrap().success());
+    };
+    signal("-STOP");
+    let mut second = guest.owner();
+    second.find_event("ready");
+    let id = first.child.id();
+    first.ack(1);
+    first.start("job-1", "true");
+    first.release();
+    assert!(Command::new("kill").args(["-CONT", &id.to_string()]).status().unwrap().success());
+    assert_eq!(first.find_error()["code"], "superseded");
+    first.rest();
+    assert!(!guest.path("events.jsonl.ack").exists() || !guest.read("events.jsonl.ack").contains("\"seq\":1"));
+    assert_eq!(guest.kinds(), ["ready"]);
+}
+
+#[test]
+fn an_observer_only_reads() {
+    let guest = Guest::new();
+    guest.ok(&["ready"]);
+    let mut observer = guest.stream();
+    observer.hello(Role::Observer, 0, None, true);
+    observer.find_event("ready");
+    let ack = HostMessage::Ack(Ack { seq: 1, logs: BTreeMap::new() });
+    for message in [ack, HostMessage::Start(start("job-1", "true")), HostMessage::Release(Empty {})] {
+        observer.say(&message);
+        assert_eq!(observer.find_error()["code"], "not_owner");
+    }
+    observer.signal("KILL");
+    assert_eq!(observer.find_error()["code"], "not_owner");
+    assert!(!guest.path("events.jsonl.ack").exists() && !guest.path("session.owner").exists());
+    guest.ok(&["completed"]);
+    observer.find_event("completed");
+}
+
+#[test]
+fn lines_that_are_no_events() {
+    let guest = Guest::new();
+    guest.ok(&["ready"]);
+    let line = guest.read("events.jsonl");
+    append(&guest, b"no event\n");
+    append(&guest, line.as_bytes());
+    append(&guest, &vec![0; 1000]);
+    append(&guest, b"\n");
+    append(&guest, format!("{}\n", "[".repeat(60_000)).as_bytes());
+    append(&guest, line.replacen("\"seq\":1", "\"seq\":2", 1).as_bytes());
+    append(&guest, &vec![b'x'; 10_000_000]);
+    append(&guest, b"\n");
+    append(&guest, b"\xff\xfe\n");
+    append(&guest, line.replacen("\"seq\":1", "\"seq\":9", 1).as_bytes());
+    let mut stream = guest.stream();
+    stream.hello(Role::Observer, 0, None, true);
+    let first = stream.find_notice("bad_line");
+    assert_eq!(first["offset"], line.len());
+    assert_eq!(first["bytes"], "no event\n".len() + line.len() + 1001 + 60_000);
+    assert_eq!(first["sample"], "no event");
+    assert!(
+        first["reason"].as_str().unwrap().starts_with("4 lines in a row are no events; the first: event is malformed")
+    );
+    let second = stream.find_notice("bad_line");
+    assert!(second["reason"].as_str().unwrap().contains("2 lines in a row are no events; the first: longer than"));
+    assert_eq!(second["sample"], "x".repeat(128));
+    assert_eq!(stream.find_event("ready").seq, 9);
+    // Its peak was bounded, whatever the length of the line.
+    let status = std::fs::read_to_string(format!("/proc/{}/status", stream.child.id())).unwrap();
+    let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
+    let peak: u64 = peak.trim().trim_end_matches(" kB").parse().unwrap();
+    assert!(peak < 30_000, "{peak} KiB");
+    append(&guest, b"not finished");
+    append(&guest, b" yet\n");
+    assert_eq!(stream.find_notice("bad_line")["sample"], "not finished yet");
+}
+
+#[test]
+fn a_flood_of_bad_lines_is_told_in_few_words() {
+    let guest = Guest::new();
+    guest.ok(&["ready"]);
+    append(&guest, &b"\n".repeat(1_000_000));
+    let said = guest.observe();
+    assert!(said.len() < 20, "{}", said.len());
+}
+
+#[test]
+fn an_endless_line() {
+    let guest = Guest::new();
+    guest.ok(&["ready"]);
+    let mut stream = guest.stream();
+    stream.hello(Role::Observer, 0, None, true);
+    stream.find_event("ready");
+    let pid = stream.child.id();
+    for _ in 0..200 {
+        append(&guest, &[b'x'; 100_000]);
+    }
+    let began = Instant::now();
+    append(&guest, b"\n");
+    assert_eq!(stream.find_notice("bad_line")["bytes"], 20_000_000);
+    assert!(began.elapsed() < Duration::from_secs(2));
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    assert!(status.contains("VmHWM:"));
+}
+
+#[test]
+fn something_odd_takes_the_place_of_a_file() {
+    for name in ["events.jsonl", "events.jsonl.seq", "events.jsonl.stream"] {
+        for kind in ["fifo", "folder", "link", "socket"] {
+            let guest = Guest::new();
+            guest.ok(&["ready"]);
+            misplace(&guest.path(name), kind);
+            let mut stream = guest.owner();
+            let error = stream.find_error();
+            assert_eq!(error["code"], "ledger", "{name} as {kind}");
+            assert!(error["message"].as_str().unwrap().contains(name), "{error}");
+            assert_eq!(stream.code(), 74);
+        }
+    }
+    // While a session is open.
+    for kind in ["fifo", "folder", "link"] {
+        let guest = Guest::new();
+        guest.ok(&["ready"]);
+        let mut stream = guest.owner();
+        stream.find_event("ready");
+        misplace(&guest.path("events.jsonl"), kind);
+        assert_eq!(stream.find_error()["code"], "ledger", "{kind}");
+    }
+    // Documents, the acknowledgement and the logs are no reason to end.
+    for name in
+        ["status.json", "result.json", "events.jsonl.ack", "session.owner", "logs", "logs/guest.log", "artifacts"]
+    {
+        for kind in ["fifo", "folder", "dangling"] {
+            let guest = Guest::new();
+            guest.ok(&["ready"]);
+            misplace(&guest.path(name), kind);
+            let mut stream = guest.owner();
+            let hello = stream.next().json();
+            if name == "session.owner" && kind == "folder" || name == "status.json" && kind == "folder" {
+                assert_eq!(hello["error"]["code"], "ledger", "{name} as {kind}: {hello}");
+                continue;
+            }
+            assert!(hello.get("hello").is_some(), "{name} as {kind}: {hello}");
+            stream.find_event("ready");
+            stream.ack(1);
+            guest.ok(&["progress", "p"]);
+            stream.find("progress", |said| said.event().filter(|event| event.seq == 2));
+        }
+    }
+    let guest = Guest::new();
+    guest.ok(&["ready"]);
+    let mut stream = guest.owner();
+    stream.find_event("ready");
+    misplace(&guest.path("result.json"), "fifo");
+    let notice = stream.find_notice("skipped");
+    assert_eq!(notice["path"], "result.json");
+    assert!(notice["reason"].as_str().unwrap().contains("is a FIFO"), "{notice}");
+}
+
+#[test]
+fn an_earlier_stream_is_served_to_its_end() {
+    let guest = Guest::new();
+    guest.ok(&["run", "--", "echo", "first"]);
+    let cursor = guest.cursor(1);
+    guest.ok(&["run", "--", "echo", "second"]);
+    let mut owner = guest.stream();
+    owner.hello(Role::Owner, 1, Some(cursor.clone()), true);
+    let hello = owner.find_hello();
+    assert_eq!((hello.stream_id.as_str(), hello.last_seq), (cursor.stream_id.as_str(), 2));
+    assert_eq!(owner.find_event("completed").seq, 2);
+    owner.find("the log", |said| (said.bulk == b"first\n").then_some(()));
+    assert!(owner.is_quiet_for(Duration::from_millis(100)), "it ended before it was acknowledged");
+    owner.ack(2);
+    assert_eq!(owner.rest().last().unwrap().json(), json!({"end": {"reason": "new_stream"}}));
+    assert!(guest.read(&format!("previous/{}/events.jsonl.ack", cursor.stream_id)).contains("\"seq\":2"));
+    // An observer is not waited for.
+    let mut observer = guest.stream();
+    observer.hello(Role::Observer, 0, Some(cursor), true);
+    assert_eq!(observer.rest().last().unwrap().json(), json!({"end": {"reason": "new_stream"}}));
+}
+
+#[test]
+fn what_is_acknowledged_is_trimmed() {
+    let guest = Guest::new();
+    let mut owner = guest.owner();
+    let line = format!("{{\"kind\":\"progress\",\"name\":\"p\",\"message\":\"{}\"}}\n", "m".repeat(20_000));
+    assert_eq!(guest.run_with(&["emit"], line.repeat(600).as_bytes()).code, 0);
+    let before = std::fs::metadata(guest.path("events.jsonl")).unwrap();
+    let digest_at_500 = guest.cursor(500);
+    owner.find("the last", |said| said.event().filter(|event| event.seq == 600));
+    owner.ack(500);
+    eventually("a trim", || std::fs::metadata(guest.path("events.jsonl")).unwrap().ino() != before.ino());
+    // Invariant 5: what is left is what waits.
+    assert!(std::fs::metadata(guest.path("events.jsonl")).unwrap().len() < before.len() / 5);
+    guest.ok(&["ready"]);
+    assert_eq!(owner.find("what follows", Said::event).seq, 601);
+    assert_eq!(guest.events()[0].seq, 501);
+    let hello = guest.observe()[0].json();
+    assert_eq!((&hello["hello"]["first_seq"], &hello["hello"]["last_seq"]), (&json!(501), &json!(601)));
+    assert_eq!(hello["hello"]["first_digest"], digest_at_500.digest.to_string());
+    // A cursor at the cut fits, one behind it is compared from there, one before it has a gap.
+    let serve = |cursor: Cursor| {
+        let mut stream = guest.stream();
+        stream.hello(Role::Observer, 0, Some(cursor), false);
+        let said = stream.rest();
+        let notice = said.iter().find_map(|said| said.json().get("notice").cloned());
+        (events_of(&said)[0].seq, notice.map(|notice| notice["what"].as_str().unwrap().to_owned()))
+    };
+    assert_eq!(serve(digest_at_500.clone()), (501, None));
+    assert_eq!(serve(Cursor { seq: 3, ..digest_at_500.clone() }), (501, Some("gap".to_owned())));
+    assert_eq!(serve(Cursor { digest: Digest::of(b""), ..digest_at_500 }), (501, Some("rewound".to_owned())));
+    // The trimmed file is written on and trimmed again.
+    let again = std::fs::metadata(guest.path("events.jsonl")).unwrap().ino();
+    assert_eq!(guest.run_with(&["emit"], line.repeat(600).as_bytes()).code, 0);
+    owner.find("the last", |said| said.event().filter(|event| event.seq == 1201));
+    owner.ack(1201);
+    eventually("another trim", || std::fs::metadata(guest.path("events.jsonl")).unwrap().ino() != again);
+    guest.ok(&["completed"]);
+    assert_eq!(owner.find_event("completed").seq, 1202);
+}
+
+#[test]
+fn the_space_of_an_acknowledged_log_is_given_back() {
+    let guest = Guest::new();
+    let mut owner = guest.owner();
+    owner.start("job-1", "head -c 20000000 /dev/zero | tr '\\0' x; sleep 60");
+    let mut sent = 0;
+    while sent < 20_000_000 {
+        sent += owner.find("the log", |said| match &said.message {
+            GuestMessage::Log(chunk) => Some(chunk.len),
+            _ => None,
+        });
+    }
+    let held = || std::fs::metadata(guest.path("logs/guest.log")).unwrap().blocks() * 512;
+    assert!(held() > 19_000_000);
+    owner.say(&HostMessage::Ack(Ack { seq: 0, logs: BTreeMap::from([("guest.log".to_owned(), 15_000_000)]) }));
+    eventually("the hole", || held() < 6_000_000);
+    assert_eq!(std::fs::metadata(guest.path("logs/guest.log")).unwrap().len(), 20_000_000);
+    // Who begins in front of it is told.
+    let mut observer = guest.stream();
+    observer.hello(Role::Observer, 0, None, false);
+    let gap = observer.find_notice("log_gap");
+    assert_eq!((&gap["from"], gap["to"].as_u64().unwrap() > 14_000_000), (&json!(0), true));
+    owner.signal("KILL");
+    owner.find_event("failed");
+}
+
+#[test]
+fn a_host_that_does_not_read() {
+    let guest = Guest::new();
+    guest.ok(&["starting"]);
+    let line = format!("{{\"kind\":\"progress\",\"name\":\"p\",\"message\":\"{}\"}}\n", "m".repeat(2000));
+    assert_eq!(guest.run_with(&["emit"], line.repeat(10_000).as_bytes()).code, 0);
+    let mut command = guest.command(&["stream"]);
+    let mut child = command.stdin(std::process::Stdio::piped()).stdout(std::process::Stdio::piped()).spawn().unwrap();
+    let mut stdin = child.stdin.take().unwrap();
+    let mut hello = Vec::new();
+    HostMessage::Hello(HostHello { protocol: 1, role: Role::Observer, term: 0, after: None, follow: true })
+        .write(&mut hello);
+    stdin.write_all(&hello).unwrap();
+    std::thread::sleep(Duration::from_millis(500));
+    let status = std::fs::read_to_string(format!("/proc/{}/status", child.id())).unwrap();
+    let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
+    let peak: u64 = peak.trim().trim_end_matches(" kB").parse().unwrap();
+    assert!(peak < 30_000, "{peak} KiB");
+    // It neither spins meanwhile nor misses the end of its input.
+    let ticks = || {
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", child.id())).unwrap();
+        let fields: Vec<u64> =
+            stat.rsplit(')').next().unwrap().split_whitespace().skip(11).take(2).map(|n| n.parse().unwrap()).collect();
+        fields[0] + fields[1]
+    };
+    let before = ticks();
+    std::thread::sleep(Duration::from_millis(500));
+    assert!(ticks() - before < 5, "it spins");
+    drop(stdin);
+    let began = Instant::now();
+    assert_eq!(rig::wait(&mut child), 0);
+    assert!(began.elapsed() < Duration::from_secs(5));
+}
+
+#[test]
+fn the_end_of_the_input_ends_the_session() {
+    let guest = Guest::new();
+    guest.ok(&["ready"]);
+    let mut owner = guest.owner();
+    owner.find_event("ready");
+    owner.close();
+    assert_eq!(owner.code(), 0);
+    let mut silent = guest.stream();
+    silent.close();
+    assert_eq!(silent.code(), 0);
+    // Who does not follow and closes at once is still sent everything.
+    let outcome = guest.run_with(&["stream"], b"{\"hello\":{\"protocol\":1,\"role\":\"observer\"}}\n");
+    assert_eq!(outcome.code, 0);
+    assert_eq!(outcome.stdout.lines().count(), 4, "{}", outcome.stdout);
+}
+
+#[test]
+fn heartbeats_come_while_nothing_else_does() {
+    let guest = Guest::new();
+    guest.ok(&["ready"]);
+    let mut owner = guest.owner();
+    owner.find_event("ready");
+    let began = Instant::now();
+    let beat = owner.find("a heartbeat", |said| match &said.message {
+        GuestMessage::Heartbeat(beat) => Some(*beat),
+        _ => None,
+    });
+    assert_eq!(beat.seq, 1);
+    assert!(beat.uptime > 0);
+    assert!((4..7).contains(&began.elapsed().as_secs()));
+}
+
+#[test]
+fn events_overtake_logs() {
+    let guest = Guest::new();
+    guest.ok(&["starting"]);
+    std::fs::write(guest.path("logs/guest.log"), vec![b'x'; 30_000_000]).unwrap();
+    let mut owner = guest.owner();
+    owner.find("the first of the log", |said| matches!(said.message, GuestMessage::Log(_)).then_some(()));
+    guest.ok(&["ready"]);
+    let mut behind = 0;
+    owner.find("the event", |said| match &said.message {
+        GuestMessage::Event(_) => Some(()),
+        GuestMessage::Log(_) => {
+            behind += 1;
+            None
+        }
+        _ => None,
+    });
+    // What was already in the pipes when it was written, and a chunk.
+    assert!(behind < 150, "{behind} chunks of log came first");
+}
