@@ -53,6 +53,11 @@ impl Intake {
         }
     }
 
+    /// Whether events were left out that are not written down yet.
+    pub(super) fn has_dropped(&self) -> bool {
+        self.dropped.is_some()
+    }
+
     /// Writes down how many events were left out, where some were.
     pub(super) fn flush(&mut self, journal: &mut Journal) {
         if let Some((seq, digest, count)) = self.dropped.take() {

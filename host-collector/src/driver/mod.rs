@@ -8,7 +8,9 @@
 //!                 session ─► journal ─► commit ─► ack, publish ┘
 //! ```
 //!
-//! What the guest said reaches the machine, the guest (as `ack`) and followers only after the journal has it durably.
+//! What the guest said reaches the machine, the guest (as `ack`) and followers only after the journal has it durably
+//! (Invariants 1 and 2).
+//!
 //! Happy path: wake, take what came in, step the machine, perform its actions, start a commit if there is none, sleep. What
 //! can fail here: the journal, and then the driver ends with an error and destroys nothing; everything else is an input of
 //! the machine.
@@ -46,6 +48,9 @@ const CANCEL_POLL: Duration = Duration::from_secs(1);
 
 /// While more than this waits for the disk, nothing is read from the guest.
 const MAX_PENDING_BYTES: usize = 8 * 1024 * 1024;
+
+/// How long log bytes wait for more before they are synced.
+const GATHER: Duration = Duration::from_millis(50);
 
 /// How far a driver goes before it gives control back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -86,6 +91,8 @@ pub(crate) struct Driver {
     /// What it hears once the next one is.
     next_commit: CommitBatch,
     acked: Ack,
+    /// When what is gathered beside events is committed at the latest.
+    gather_until: Option<Duration>,
     /// Whether Incus is creating or starting the instance for us.
     provisioning: bool,
     /// Incus's own word for the instance, when it was last asked.
@@ -102,6 +109,12 @@ struct CommitBatch {
     guest: VecDeque<Guest>,
     send: Vec<HostMessage>,
     ack: Option<Ack>,
+}
+
+impl CommitBatch {
+    fn is_empty(&self) -> bool {
+        self.guest.is_empty() && self.send.is_empty()
+    }
 }
 
 /// What a call that ran beside the driver came to.
@@ -158,6 +171,7 @@ impl Driver {
             in_commit: CommitBatch::default(),
             next_commit: CommitBatch::default(),
             acked: Ack { seq: 0, logs: std::collections::BTreeMap::new() },
+            gather_until: None,
             provisioning: false,
             instance_status: None,
             keeps_logs,
@@ -183,7 +197,7 @@ impl Driver {
         let first = std::mem::take(&mut self.first);
         self.perform(first).await?;
         loop {
-            self.start_commit()?;
+            self.settle().await?;
             if self.has_reached(until) && !self.journal.is_committing() {
                 return Ok(());
             }
@@ -252,7 +266,8 @@ impl Driver {
         let poll = self.now() + CANCEL_POLL;
         let session = self.live.as_ref().map(|live| live.session.next_tick());
         let collecting = self.collecting.as_ref().map(Collecting::next_tick);
-        [self.machine.next_tick(), session, collecting, Some(poll)].into_iter().flatten().min().unwrap_or(poll)
+        let gather = self.gather_until.filter(|_| !self.journal.is_committing());
+        [self.machine.next_tick(), session, collecting, gather, Some(poll)].into_iter().flatten().min().unwrap_or(poll)
     }
 
     /// Time passed: whoever has a deadline looks at it.
@@ -273,19 +288,34 @@ impl Driver {
         self.step(Input::Tick).await
     }
 
-    /// Hands what was gathered to the disk, unless it is busy with the last.
-    fn start_commit(&mut self) -> Result<(), Error> {
-        if self.journal.is_committing() {
-            return Ok(());
-        }
-        self.intake.flush(&mut self.journal);
-        let files = match self.logs.take_dirty() {
-            Some(Dirty { marks, files }) => {
-                self.journal.host(HostRecord::Logs { logs: marks });
-                files
+    /// Hands what was gathered to the disk, unless it is busy with the last. Where nothing has to be written, what waited
+    /// for a commit goes on at once.
+    async fn settle(&mut self) -> Result<(), Error> {
+        while !self.journal.is_committing() {
+            self.start_commit(false)?;
+            if self.journal.is_committing() || self.next_commit.is_empty() {
+                return Ok(());
             }
-            None => Vec::new(),
-        };
+            self.in_commit = std::mem::take(&mut self.next_commit);
+            self.committed().await?;
+        }
+        Ok(())
+    }
+
+    /// Starts a commit of what was gathered. Log bytes, and counts of what is left out, wait a little for more of their
+    /// kind unless `all` is wanted, so that a chatty guest costs neither a sync nor a record for every line.
+    fn start_commit(&mut self, all: bool) -> Result<(), Error> {
+        let gathering = self.logs.is_dirty() || self.intake.has_dropped();
+        let due = gathering.then(|| *self.gather_until.get_or_insert(self.clock.elapsed() + GATHER));
+        let mut files = Vec::new();
+        if due.is_some_and(|due| all || due <= self.now()) {
+            self.gather_until = None;
+            self.intake.flush(&mut self.journal);
+            if let Some(Dirty { marks, files: dirty }) = self.logs.take_dirty() {
+                self.journal.host(HostRecord::Logs { logs: marks });
+                files = dirty;
+            }
+        }
         if self.journal.pending() > 0 {
             self.in_commit = std::mem::take(&mut self.next_commit);
             self.in_commit.ack =

@@ -149,7 +149,9 @@ impl Driver {
     /// Makes everything durable, logs included, and lets the guest know.
     async fn commit_all(&mut self) -> Result<(), Error> {
         while self.journal.is_committing() || self.journal.pending() > 0 || self.logs.is_dirty() {
-            self.start_commit()?;
+            if !self.journal.is_committing() {
+                self.start_commit(true)?;
+            }
             self.journal.committed().await?;
             self.committed().await?;
         }

@@ -165,7 +165,8 @@ impl Driver {
     async fn refused(&mut self, error: SessionError) -> Result<(), Error> {
         match error.code {
             ErrorCode::Busy | ErrorCode::BadRequest => {
-                self.journal.host(HostRecord::StartRefused { message: error.message.clone() });
+                let refused = HostRecord::StartRefused { message: error.message.clone() };
+                self.intake.document(&mut self.journal, refused);
                 self.next_commit.guest.push_back(Guest::Refused(error.message));
                 Ok(())
             }
