@@ -65,7 +65,7 @@ struct Batch {
 
 impl Locked<'_> {
     /// Appends `drafts` in order, by one write, up to the first that is refused.
-    pub fn append(&mut self, drafts: Vec<Draft>) -> Result<Appended, LedgerError> {
+    pub fn append(&mut self, drafts: &[Draft]) -> Result<Appended, LedgerError> {
         if self.last.is_terminal() {
             self.mend()?;
         } else if !matches!(drafts.first(), Some(Draft { what: What::State(_), .. })) {
@@ -80,7 +80,7 @@ impl Locked<'_> {
             batch.notices = 1;
         }
         let mut refusal = None;
-        for draft in &drafts {
+        for draft in drafts {
             if let Err(error) = self.try_add(&mut batch, &mut place, &mut cap, draft) {
                 refusal = Some(error);
                 break;
@@ -98,7 +98,7 @@ impl Locked<'_> {
 
     /// Appends one event.
     pub fn append_one(&mut self, draft: Draft) -> Result<u64, LedgerError> {
-        self.append(vec![draft])?.all()
+        self.append(&[draft])?.all()
     }
 
     fn try_add(

@@ -26,7 +26,7 @@ pub const SESSION_LOCK: &str = "session.lock";
 /// Held by a supervisor for its life.
 pub const SUPERVISOR_LOCK: &str = "supervisor.lock";
 /// Progress events that were refused at the cap and not yet told of.
-pub const DROPPED: &str = "events.jsonl.dropped";
+pub(super) const DROPPED: &str = "events.jsonl.dropped";
 
 /// The version of the files described here.
 const VERSION: u32 = 1;
@@ -135,7 +135,7 @@ impl OwnerFile {
 }
 
 /// The number in `events.jsonl.seq`, as older helpers write it.
-pub fn parse_hint(text: &[u8]) -> Option<u64> {
+pub(super) fn parse_hint(text: &[u8]) -> Option<u64> {
     std::str::from_utf8(text).ok()?.trim().parse().ok()
 }
 

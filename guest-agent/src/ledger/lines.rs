@@ -11,6 +11,8 @@
 use pika_cloud_common::EventHead;
 use pika_cloud_common::limits::{BAD_LINE_SAMPLE_BYTES, MAX_EVENT_BYTES};
 
+use super::quick;
+
 /// How much of a file is read at once; more than two of the longest lines.
 pub const BLOCK_BYTES: usize = 256 * 1024;
 
@@ -92,7 +94,7 @@ pub enum Unfit {
 /// The reader's rule: a line counts if it is an event whose `seq` is above the last one that counted. A jump is a gap, and
 /// the host says so; a repeat is left out.
 pub fn judge(line: &[u8], base_seq: u64, last_seq: u64) -> Result<EventHead<'_>, Unfit> {
-    match EventHead::decode(line) {
+    match quick::head(line).map_or_else(|| EventHead::decode(line), Ok) {
         Ok(head) if head.seq > last_seq => Ok(head),
         Ok(head) if head.seq <= base_seq && head.seq > 0 => Err(Unfit::Trimmed),
         Ok(head) => Err(Unfit::NoEvent(format!("its seq is {}, and {last_seq} was there before", head.seq))),

@@ -27,6 +27,7 @@ mod folder;
 mod format;
 pub mod lines;
 mod lock;
+mod quick;
 mod rotate;
 pub mod scan;
 pub mod system;

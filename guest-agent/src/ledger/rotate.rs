@@ -94,11 +94,11 @@ fn foreign_boot(folder: &Folder) -> Result<Option<String>, LedgerError> {
     let mut block = vec![0; 64 * 1024];
     let read = read_at(&fd, &mut block, 0).map_err(LedgerError::io("read", folder.path_of(paths::EVENTS)))?;
     let events = block[..read].split(|&byte| byte == b'\n').filter_map(|line| Event::decode(line).ok());
-    Ok(events.filter_map(|event| event.boot_id).last())
+    Ok(events.filter_map(|event| event.boot_id).next_back())
 }
 
 /// Whether a cursor's or a file's stream id is one that we made; only then it may be part of a path.
-pub fn is_stream_id(text: &str) -> bool {
+fn is_stream_id(text: &str) -> bool {
     text.len() == 32 && text.bytes().all(|byte| byte.is_ascii_hexdigit())
 }
 

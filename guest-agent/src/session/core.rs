@@ -312,13 +312,13 @@ impl Core {
             }
             HostMessage::Ack(ack) => self.on_ack(ack),
             HostMessage::Start(start) => vec![Action::Start(Box::new(start))],
-            HostMessage::Signal(signal) => match signals::by_name(&signal.name) {
-                Some(number) => vec![Action::Signal(number)],
-                None => {
-                    let name: String = signal.name.chars().take(32).collect();
-                    self.refuse(error(ErrorCode::BadRequest, &format!("no signal `{name}` is passed on")))
+            HostMessage::Signal(signal) => {
+                if let Some(number) = signals::by_name(&signal.name) {
+                    return vec![Action::Signal(number)];
                 }
-            },
+                let name: String = signal.name.chars().take(32).collect();
+                self.refuse(error(ErrorCode::BadRequest, &format!("no signal `{name}` is passed on")))
+            }
             HostMessage::Release(_) => vec![Action::Release],
         }
     }

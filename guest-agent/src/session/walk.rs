@@ -146,10 +146,9 @@ impl Walk {
     fn look(&mut self, name: &[u8]) -> Step {
         let Some(level) = self.levels.last() else { return Step::End };
         let (wanted, after) = match level.after.split_first() {
-            None => (true, Vec::new()),
             Some((first, _)) if name < first.as_bytes() => return Step::More,
             Some((first, rest)) if name == first.as_bytes() => (false, rest.to_vec()),
-            Some(_) => (true, Vec::new()),
+            _ => (true, Vec::new()),
         };
         let text = std::str::from_utf8(name).ok().filter(|text| !text.chars().any(char::is_control));
         let shown = text.map_or_else(|| String::from_utf8_lossy(name), Into::into);

@@ -34,7 +34,7 @@ const DRAIN: Duration = Duration::from_millis(500);
 const BLOCK_BYTES: usize = 64 * 1024;
 
 /// The exit code of a workload that its time limit ended.
-pub const TIMED_OUT: i32 = 124;
+const TIMED_OUT: i32 = 124;
 
 /// A workload, and how it is ended.
 #[derive(Debug)]
@@ -175,16 +175,12 @@ impl Ending {
             let more = [("timed_out", json!({ "watchdog": "run", "secs": secs }))];
             return Self::new(TIMED_OUT, format!("the workload ran longer than {secs} s and was ended"), more);
         }
-        match status.terminating_signal() {
-            Some(signal) => {
-                let message = format!("the workload was ended by signal {signal}");
-                Self::new(128 + signal, message, [("signal", json!(signal))])
-            }
-            None => {
-                let code = status.exit_status().unwrap_or(0);
-                Self::new(code, format!("the workload exited with code {code}"), [])
-            }
+        if let Some(signal) = status.terminating_signal() {
+            let message = format!("the workload was ended by signal {signal}");
+            return Self::new(128 + signal, message, [("signal", json!(signal))]);
         }
+        let code = status.exit_status().unwrap_or(0);
+        Self::new(code, format!("the workload exited with code {code}"), [])
     }
 }
 
@@ -201,7 +197,7 @@ fn finish(ledger: &Ledger, log: Option<&mut Log>, ending: Ending) -> Result<(), 
         message: ending.message,
         details: Some(Value::Object(ending.details)),
     });
-    match locked.append(drafts)?.all() {
+    match locked.append(&drafts)?.all() {
         Err(LedgerError::AlreadyTerminal { state, seq }) => {
             locked.note_exit_code(ending.code)?;
             drop(locked);

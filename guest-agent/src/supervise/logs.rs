@@ -19,7 +19,7 @@ const RECHECK: Duration = Duration::from_millis(100);
 
 /// The log of one workload.
 #[derive(Debug)]
-pub struct Log {
+pub(super) struct Log {
     fd: OwnedFd,
     stream_id: String,
     size: u64,
@@ -32,7 +32,7 @@ pub struct Log {
 
 impl Log {
     /// Opens it for the stream of that id.
-    pub fn open(ledger: &Ledger, stream_id: &str) -> Result<Self, LedgerError> {
+    pub(super) fn open(ledger: &Ledger, stream_id: &str) -> Result<Self, LedgerError> {
         let logs = ledger.folder().child_or_create(paths::LOGS_DIR)?;
         let (fd, stat) = logs.open_or_create_file(paths::GUEST_LOG, OFlags::WRONLY | OFlags::APPEND)?;
         let size = u64::try_from(stat.st_size).unwrap_or(0);
@@ -40,7 +40,7 @@ impl Log {
     }
 
     /// Takes output: writes it, or drops and counts it. Tells how much was dropped before where there is room again.
-    pub fn take(&mut self, ledger: &Ledger, output: &[u8]) -> Option<u64> {
+    pub(super) fn take(&mut self, ledger: &Ledger, output: &[u8]) -> Option<u64> {
         let len = output.len() as u64;
         if self.size + len > self.room_to && !self.find_room(ledger, len) {
             self.dropped += len;
@@ -55,12 +55,12 @@ impl Log {
     }
 
     /// A line of our own, where there is room.
-    pub fn say(&mut self, text: &str) {
+    pub(super) fn say(&mut self, text: &str) {
         self.write(format!("[pika-guest: {text}]\n").as_bytes());
     }
 
     /// What was dropped and not told of yet.
-    pub fn dropped(&self) -> Option<u64> {
+    pub(super) fn dropped(&self) -> Option<u64> {
         Some(self.dropped).filter(|&dropped| dropped > 0)
     }
 
@@ -69,16 +69,15 @@ impl Log {
     }
 
     fn write(&mut self, output: &[u8]) {
-        match write_all(&self.fd, output) {
-            Ok(()) => self.size += output.len() as u64,
-            // No space: some of it may be there. Drop the rest, and find out where the file ends.
-            Err(_) => {
-                let size = fs::fstat(&self.fd).map_or(self.size, |stat| u64::try_from(stat.st_size).unwrap_or(0));
-                let got = size.saturating_sub(self.size);
-                self.dropped += (output.len() as u64).saturating_sub(got);
-                self.size = size;
-            }
+        if write_all(&self.fd, output).is_ok() {
+            self.size += output.len() as u64;
+            return;
         }
+        // No space: some of it may be there. Drop the rest, and find out where the file ends.
+        let size = fs::fstat(&self.fd).map_or(self.size, |stat| u64::try_from(stat.st_size).unwrap_or(0));
+        let got = size.saturating_sub(self.size);
+        self.dropped += (output.len() as u64).saturating_sub(got);
+        self.size = size;
     }
 
     fn find_room(&mut self, ledger: &Ledger, len: u64) -> bool {

@@ -74,15 +74,15 @@ impl SpawnError {
 
 /// A workload that runs.
 #[derive(Debug)]
-pub struct Spawned {
+pub(super) struct Spawned {
     /// Its main process, the leader of its session and process group.
-    pub child: Child,
+    pub(super) child: Child,
     /// Where its output comes.
-    pub output: OwnedFd,
+    pub(super) output: OwnedFd,
 }
 
 /// Starts `what`.
-pub fn spawn(ledger: &Ledger, what: &What) -> Result<Spawned, SpawnError> {
+pub(super) fn spawn(ledger: &Ledger, what: &What) -> Result<Spawned, SpawnError> {
     let (mut command, user, within) = prepare(ledger.folder(), what)?;
     let program = command.get_program().to_string_lossy().into_owned();
     let failed = |source| SpawnError::Exec { program: program.clone(), within: within.clone(), source };

@@ -324,7 +324,7 @@ impl Stream {
                     Some(found) => return found,
                     None => passed.push(said.json().to_string()),
                 },
-                Err(_) => panic!("never said: {what}; but:\n{}", passed.join("\n")),
+                Err(error) => panic!("{error}: never said: {what}; but:\n{}", passed.join("\n")),
             }
         }
     }

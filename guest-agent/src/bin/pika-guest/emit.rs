@@ -75,7 +75,7 @@ impl Count {
             }
         }
         if !drafts.is_empty() {
-            let appended = ledger.lock()?.append(drafts)?;
+            let appended = ledger.lock()?.append(&drafts)?;
             self.written += appended.count as u64;
             if let Some(refusal) = appended.refusal {
                 return Err(self.failed(numbers[appended.count], refusal.into()));

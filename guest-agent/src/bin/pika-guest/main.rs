@@ -43,7 +43,7 @@ fn run(verb: Verb) -> Result<u8, Failure> {
         Verb::Events(args) => show::events(&args),
         Verb::Emit => emit::emit(),
         Verb::Run(args) => work::run(args),
-        Verb::Stream => work::stream(),
+        Verb::Stream => Ok(work::stream()),
         Verb::Supervise(args) => work::supervise(&args),
     }
 }

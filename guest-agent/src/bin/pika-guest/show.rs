@@ -54,9 +54,9 @@ pub(crate) fn events(args: &EventsArgs) -> Result<u8, Failure> {
             (Tailed::Replaced, _) => {
                 let now = stream_id();
                 if now == current {
-                    tail.reopen()
+                    tail.reopen();
                 } else {
-                    tail.begin(0)
+                    tail.begin(0);
                 }
                 current = now;
             }
