@@ -8,7 +8,7 @@ use serde::Serialize;
 use serde_json::{Value, json};
 
 use super::error::LedgerError;
-use super::{Locked, caps, system};
+use super::{Locked, caps, lines, system};
 
 /// What an event is to say.
 #[derive(Clone, Debug, PartialEq)]
@@ -147,6 +147,11 @@ impl Locked<'_> {
         if bytes > MAX_EVENT_BYTES {
             batch.bytes.truncate(before);
             return Err(LedgerError::TooLong { bytes });
+        }
+        if let Err(source) = lines::head(&batch.bytes[before..]) {
+            let source = LedgerError::Unreadable { source };
+            batch.bytes.truncate(before);
+            return Err(source);
         }
         batch.bytes.push(b'\n');
         place.seq = seq;

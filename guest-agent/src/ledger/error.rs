@@ -54,6 +54,12 @@ pub enum LedgerError {
         /// Its length.
         bytes: usize,
     },
+    /// A reader would not take the event for one.
+    #[error("no reader would take the event: {source}; nest its details less deeply")]
+    Unreadable {
+        /// What a reader says.
+        source: DecodeError,
+    },
     /// The cap on events that nobody has taken yet is reached.
     #[error(
         "the event was dropped: {held} bytes of events wait for the host, at most {cap} are kept; it is counted, \

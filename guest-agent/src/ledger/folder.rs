@@ -1,7 +1,7 @@
 //! Files of the contract, opened so that nothing in their place can mislead or block us.
 //!
 //! Every open is relative to a folder's descriptor, follows no link, does not wait (a FIFO would hold us for ever) and is
-//! checked to be a regular file afterwards. Modes are set on the descriptor, so that no umask changes them; the folders
+//! checked to be a regular file with no other name afterwards. Modes are set on the descriptor, so that no umask changes them; the folders
 //! hand their group down to what is made in them (mode 2775).
 //!
 //! ```text
@@ -86,6 +86,11 @@ impl Folder {
             Ok(fd) => {
                 let stat = fs::fstat(&fd).map_err(LedgerError::io("look at", self.path_of(name)))?;
                 match FileType::from_raw_mode(stat.st_mode) {
+                    // With another name it may be anybody's file, linked here to have us write to it.
+                    FileType::RegularFile if stat.st_nlink > 1 => {
+                        let (path, expected) = (self.path_of(name), "a regular file");
+                        Err(LedgerError::Misplaced { path, found: "a file with other names", expected })
+                    }
                     FileType::RegularFile => Ok(Some((fd, stat))),
                     found => Err(LedgerError::misplaced(&self.path_of(name), found, "a regular file")),
                 }

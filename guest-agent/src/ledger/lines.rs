@@ -8,8 +8,8 @@
 //! A line longer than an event may be is never held: its beginning is kept as a sample, the rest is counted until its
 //! newline comes, however long that takes.
 
-use pika_cloud_common::EventHead;
 use pika_cloud_common::limits::{BAD_LINE_SAMPLE_BYTES, MAX_EVENT_BYTES};
+use pika_cloud_common::{DecodeError, EventHead};
 
 use super::quick;
 
@@ -94,12 +94,17 @@ pub enum Unfit {
 /// The reader's rule: a line counts if it is an event whose `seq` is above the last one that counted. A jump is a gap, and
 /// the host says so; a repeat is left out.
 pub fn judge(line: &[u8], base_seq: u64, last_seq: u64) -> Result<EventHead<'_>, Unfit> {
-    match quick::head(line).map_or_else(|| EventHead::decode(line), Ok) {
+    match head(line) {
         Ok(head) if head.seq > last_seq => Ok(head),
         Ok(head) if head.seq <= base_seq && head.seq > 0 => Err(Unfit::Trimmed),
         Ok(head) => Err(Unfit::NoEvent(format!("its seq is {}, and {last_seq} was there before", head.seq))),
         Err(error) => Err(Unfit::NoEvent(error.to_string())),
     }
+}
+
+/// The head of a line that is an event.
+pub fn head(line: &[u8]) -> Result<EventHead<'_>, DecodeError> {
+    quick::head(line).map_or_else(|| EventHead::decode(line), Ok)
 }
 
 #[cfg(test)]

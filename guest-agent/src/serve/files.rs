@@ -51,6 +51,8 @@ struct Open {
     /// No trim before this event is acknowledged.
     trim_from: u64,
     archive: Option<Archiver>,
+    /// The terminal event was seen.
+    ended: bool,
 }
 
 type Refused<T> = Result<T, SessionError>;
@@ -89,6 +91,7 @@ impl Files {
             status: Sent::default(),
             result: Sent::default(),
             archive: None,
+            ended: false,
             punched: 0,
             // The first acknowledgement looks at what earlier sessions left.
             sent_bytes: TRIM_BYTES,
@@ -117,6 +120,7 @@ impl Files {
                 let beat = Heartbeat { seq: open.tail.last_seq(), uptime: system::uptime_secs() };
                 GuestMessage::Heartbeat(beat).write(out);
                 self.children.retain_mut(|child| matches!(child.try_wait(), Ok(None)));
+                open.settle_unsupervised();
                 Ok(Done::Nothing)
             }
             Work::Ack => ack.map_or(Ok(Done::Nothing), |ack| open.record_ack(ack, session)),
@@ -287,6 +291,14 @@ impl Open {
         find().map_err(|error| broken(&error))
     }
 
+    /// Ends a run whose supervisor died so early that nobody could watch it. Best effort: the next heartbeat tries again.
+    fn settle_unsupervised(&self) {
+        let supervised = || StreamFile::read(self.ledger.folder()).ok().flatten().is_some_and(|now| now.supervised);
+        if !self.ended && !self.previous && supervised() && supervise::supervisor_pid(&self.ledger).is_none() {
+            let _ = self.ledger.lock().and_then(|mut locked| supervise::settle_lost(&mut locked));
+        }
+    }
+
     fn record_ack(&mut self, ack: &Ack, session: &str) -> Refused<Done> {
         let guard = self.owner_lock(session)?;
         let before = self.ack.clone();
@@ -335,8 +347,10 @@ impl Open {
     fn send_events(&mut self, out: &mut Vec<u8>) -> Result<Done, LedgerError> {
         let mut bad = BadLines::default();
         let before = out.len();
+        let ended = &mut self.ended;
         let tailed = self.tail.read(&self.folder, |piece| match piece {
-            Piece::Event { line, .. } => {
+            Piece::Event { line, terminal, .. } => {
+                *ended |= terminal;
                 bad.tell(out);
                 write_event(line, out);
             }

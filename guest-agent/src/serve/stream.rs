@@ -21,7 +21,7 @@ use rustix::io::Errno;
 use super::files::Files;
 use super::output::Output;
 use crate::ledger::prune_previous;
-use crate::session::core::{Action, Core, Ending, Input};
+use crate::session::core::{Action, Core, Ending, Input, Work};
 use crate::watch::timespec;
 
 /// How much of the host's words is read at once.
@@ -40,6 +40,7 @@ pub fn serve_stdio(root: &Path) -> Ending {
         core: Core::new(Instant::now()),
         files: Files::new(root),
         supervisor: None,
+        look_for_supervisor: true,
     };
     let ending = session.run();
     session.last_words();
@@ -58,6 +59,8 @@ struct Session<'a> {
     files: Files,
     /// Readable when the supervisor has ended.
     supervisor: Option<OwnedFd>,
+    /// One may have begun since the last look.
+    look_for_supervisor: bool,
 }
 
 impl Session<'_> {
@@ -86,6 +89,7 @@ impl Session<'_> {
             if work.is_bulk() && !self.output.is_empty() {
                 return;
             }
+            self.look_for_supervisor |= matches!(work, Work::Events | Work::Heartbeat);
             match self.files.perform(work, self.core.pending_ack(), self.output.buffer()) {
                 Ok(done) => self.step(Input::Did(work, done)),
                 Err(refusal) => self.step(Input::Refused(refusal)),
@@ -124,7 +128,7 @@ impl Session<'_> {
 
     /// Waits for something to happen, and takes note of it.
     fn wait(&mut self) {
-        if self.supervisor.is_none() {
+        if self.supervisor.is_none() && std::mem::take(&mut self.look_for_supervisor) {
             self.supervisor = self.files.watch_supervisor();
         }
         let mut timeout = self.core.until_deadline(Instant::now());

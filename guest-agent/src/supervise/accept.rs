@@ -131,11 +131,6 @@ pub fn supervisor_pid(ledger: &Ledger) -> Option<Pid> {
     kernel::fcntl_getlk(&fd, &probe).ok()??.pid
 }
 
-/// Whether a run was started here whose supervisor is gone; a cheap look, to be settled under the lock.
-pub fn has_lost_supervisor(ledger: &Ledger) -> bool {
-    supervisor_pid(ledger).is_none()
-}
-
 /// Sends the supervisor what it is to pass on. Without a supervisor nothing is done: the run has just ended.
 pub fn signal_supervisor(ledger: &Ledger, number: i32) -> bool {
     let number = if number == libc::SIGKILL { signals::kill_request() } else { number };

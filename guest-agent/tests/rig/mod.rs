@@ -430,6 +430,11 @@ pub fn misplace(path: &Path, kind: &str) {
         "link" => std::os::unix::fs::symlink("/etc/passwd", path).unwrap(),
         "dangling" => std::os::unix::fs::symlink("/nonexistent/file", path).unwrap(),
         "socket" => drop(std::os::unix::net::UnixListener::bind(path).unwrap()),
+        "hardlink" => {
+            let other = path.with_file_name("other-name");
+            std::fs::write(&other, "").unwrap();
+            std::fs::hard_link(other, path).unwrap();
+        }
         other => panic!("{other}"),
     }
 }

@@ -77,6 +77,9 @@ fn ledger_code(error: &LedgerError) -> u8 {
         | LedgerError::NotDerived { .. } => EX_IOERR,
         LedgerError::LockBusy { .. } | LedgerError::Capped { .. } | LedgerError::Supervised => EX_TEMPFAIL,
         LedgerError::AlreadyTerminal { .. } | LedgerError::SeqExhausted { .. } => EX_UNAVAILABLE,
-        LedgerError::TooLong { .. } | LedgerError::Document { .. } | LedgerError::Malformed { .. } => EX_DATAERR,
+        LedgerError::TooLong { .. }
+        | LedgerError::Unreadable { .. }
+        | LedgerError::Document { .. }
+        | LedgerError::Malformed { .. } => EX_DATAERR,
     }
 }
