@@ -4,6 +4,7 @@
 mod rig;
 
 use std::io::{Read as _, Seek as _, Write as _};
+use std::os::unix::fs::MetadataExt as _;
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -311,9 +312,9 @@ fn numbers_that_jump_repeat_and_overflow() {
         file.write_all(text.as_bytes()).unwrap();
     };
     append(&line("7", "ready"));
-    append(&line("2", "failed"));
     append(&line("99999999999999999999999", "failed"));
     append("not an event\n");
+    append(&line("2", "failed"));
     guest.ok(&["progress", "p"]);
     let last = guest.read("events.jsonl").lines().last().unwrap().to_owned();
     let last = Event::decode(last.as_bytes()).unwrap();
@@ -378,6 +379,45 @@ fn a_lock_file_that_is_replaced_meanwhile() {
     std::fs::remove_file(guest.path("events.jsonl.seq")).unwrap();
     assert_eq!(rig::wait(&mut waiting), 0);
     assert_eq!(guest.kinds(), ["starting", "ready"]);
+}
+
+/// Whoever replaces the lock file under its lock lets nobody in beside the next holder.
+#[test]
+fn a_lock_file_that_is_replaced_again_and_again() {
+    let guest = Guest::new();
+    guest.ok(&["starting"]);
+    let done = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !done.load(Ordering::Relaxed) {
+                let lock = std::fs::File::open(guest.path("events.jsonl.seq")).unwrap();
+                rustix::fs::flock(&lock, rustix::fs::FlockOperation::LockExclusive).unwrap();
+                if guest.path("events.jsonl.seq").metadata().unwrap().ino() == lock.metadata().unwrap().ino() {
+                    std::fs::copy(guest.path("events.jsonl.seq"), guest.path("new")).unwrap();
+                    std::fs::rename(guest.path("new"), guest.path("events.jsonl.seq")).unwrap();
+                }
+            }
+        });
+        let writers: Vec<_> = (0..4)
+            .map(|_| {
+                scope.spawn(|| {
+                    let mut emit = guest.command(&["emit"]).stdin(Stdio::piped()).spawn().unwrap();
+                    let mut stdin = emit.stdin.take().unwrap();
+                    for _ in 0..1500 {
+                        stdin.write_all(PROGRESS.as_bytes()).unwrap();
+                        std::thread::sleep(Duration::from_micros(20));
+                    }
+                    drop(stdin);
+                    assert_eq!(rig::wait(&mut emit), 0);
+                })
+            })
+            .collect();
+        for writer in writers {
+            writer.join().unwrap();
+        }
+        done.store(true, Ordering::Relaxed);
+    });
+    assert_eq!(guest.events().len(), 6001);
 }
 
 /// At the cap progress is refused and counted, states are not; when there is room again the count is told.

@@ -153,6 +153,11 @@ fn what_is_left_running_does_not_hold_up_the_end() {
     assert!(began.elapsed() < Duration::from_secs(3));
     let pid = log(&guest);
     eventually("what was left is gone", || !is_alive(&pid));
+    // One that never stops talking.
+    let guest = Guest::new();
+    let began = Instant::now();
+    assert_eq!(run(&guest, "yes & exit 4").code, 4);
+    assert!(began.elapsed() < Duration::from_secs(4));
     // One that left the group keeps its life, but not ours.
     let guest = Guest::new();
     let began = Instant::now();

@@ -157,12 +157,18 @@ fn a_job_from_start_to_release() {
     assert!(log().starts_with("secret-word\n/etc\n") && log().contains(home), "{}", log());
     // It waits for us, since an owner was seen.
     let supervisor = supervisor_pid(&guest).expect("a supervisor that waits");
+    // In a session of its own, so that what ends ours does not reach it.
+    let session = rustix::process::getsid(rustix::process::Pid::from_raw(supervisor.try_into().unwrap())).unwrap();
+    assert_eq!(session.as_raw_pid().unsigned_abs(), supervisor);
     owner.ack(2);
     owner.release();
+    let released = Instant::now();
     eventually("released", || {
         !std::path::Path::new(&format!("/proc/{supervisor}/status")).exists()
             || std::fs::read_to_string(format!("/proc/{supervisor}/status")).unwrap_or_default().contains("zombie")
     });
+    // Not because it had waited long enough.
+    assert!(released.elapsed() < Duration::from_secs(5));
     // Invariant 8: what was in the environment is in no file but the log that the workload wrote it to.
     for entry in std::fs::read_dir(guest.root()).unwrap().flatten() {
         if entry.file_type().unwrap().is_file() {
@@ -335,6 +341,21 @@ fn logs_go_on_behind_the_cursor() {
         logs,
         [("guest.log".to_owned(), 99_990, "         7".to_owned()), ("other.log".to_owned(), 0, "other".to_owned())]
     );
+}
+
+#[test]
+fn a_log_that_the_workload_cuts() {
+    let guest = Guest::new();
+    guest.ok(&["starting"]);
+    std::fs::write(guest.path("logs/own.log"), "0123456789").unwrap();
+    let mut owner = guest.owner();
+    owner.find("the log", |said| (said.bulk == b"0123456789").then_some(()));
+    std::fs::write(guest.path("logs/own.log"), "abc").unwrap();
+    let gap = owner.find_notice("log_gap");
+    // It may be seen while it is empty.
+    assert!(gap["from"].as_u64().unwrap() <= 3 && gap["to"] == 10, "{gap}");
+    std::fs::write(guest.path("logs/own.log"), "abcdefghijklm").unwrap();
+    owner.find("what is behind", |said| (said.bulk == b"klm").then_some(()));
 }
 
 #[test]

@@ -16,7 +16,7 @@ use rustix::io::Errno;
 
 use super::error::LedgerError;
 use super::folder::{Folder, read_at, write_all};
-use super::format::StreamFile;
+use super::format::{Base, StreamFile};
 use super::lines::BLOCK_BYTES;
 use super::scan::{self, Mark};
 use super::{Ledger, Locked};
@@ -30,6 +30,7 @@ const PAGE_BYTES: u64 = 4096;
 /// event never changes.
 #[derive(Debug)]
 pub struct TrimPoint {
+    base: Base,
     mark: Mark,
     file: (u64, u64),
 }
@@ -45,16 +46,17 @@ pub fn find_trim_point(folder: &Folder, stream: &StreamFile, seq: u64) -> Result
     let len = scan::end_of_whole_lines(&fd, size).map_err(reading)?;
     let mark = scan::mark_at(&fd, len, stream.base.seq, stream.base.digest, seq).map_err(reading)?;
     let worth = mark.end >= TRIM_BYTES && mark.end >= len / 4;
-    Ok(worth.then_some(TrimPoint { mark, file: (stat.st_dev, stat.st_ino) }))
+    Ok(worth.then_some(TrimPoint { base: stream.base.clone(), mark, file: (stat.st_dev, stat.st_ino) }))
 }
 
 impl Locked<'_> {
-    /// Removes the events up to `point`. Nothing is done where the file is another by now.
+    /// Removes the events up to `point`. Nothing is done where they were trimmed meanwhile.
     pub fn trim(mut self, point: &TrimPoint) -> Result<(), LedgerError> {
         let folder = &self.ledger.folder;
         let failed = |doing, errno| LedgerError::io(doing, folder.path_of(paths::EVENTS))(errno);
         let stat = fs::fstat(&self.events).map_err(|errno| failed("look at", errno))?;
-        if (stat.st_dev, stat.st_ino) != point.file || point.mark.end > self.len {
+        let same = (stat.st_dev, stat.st_ino) == point.file && self.stream.base == point.base;
+        if !same || point.mark.end > self.len {
             return Ok(());
         }
         let tmp = format!(".{}.tmp", paths::EVENTS);

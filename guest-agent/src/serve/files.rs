@@ -226,7 +226,8 @@ impl Files {
         let Some(open) = &mut self.open else { return (Dirt::default(), false) };
         let (mut dirt, mut owner) = (Dirt::default(), false);
         let all = open.watch.drain(|name| match std::str::from_utf8(name).unwrap_or_default() {
-            paths::EVENTS => dirt.events = true,
+            // Its stream's file tells whether another has begun.
+            paths::EVENTS | paths::EVENTS_STREAM => dirt.events = true,
             paths::STATUS => dirt.status = true,
             paths::RESULT => dirt.result = true,
             OWNER => owner = true,
@@ -246,7 +247,7 @@ impl Files {
 
 /// Files in the root that say nothing to a host.
 fn is_our_own(name: &str) -> bool {
-    matches!(name, paths::EVENTS_SEQ | paths::EVENTS_STREAM | paths::EVENTS_ACK | SESSION_LOCK | SUPERVISOR_LOCK)
+    matches!(name, paths::EVENTS_SEQ | paths::EVENTS_ACK | SESSION_LOCK | SUPERVISOR_LOCK)
 }
 
 fn not_open() -> SessionError {

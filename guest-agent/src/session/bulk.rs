@@ -1,8 +1,9 @@
 //! Sends logs, a chunk at a time.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
 
-use pika_cloud_common::limits::MAX_CHUNK_BYTES;
+use pika_cloud_common::limits::{MAX_CHUNK_BYTES, MAX_COUNT};
 use pika_cloud_common::wire::{GuestMessage, LogChunk, Notice};
 use rustix::fs::{self, AtFlags, FileType, OFlags, SeekFrom};
 
@@ -20,6 +21,8 @@ pub struct LogTail {
     sent: BTreeMap<String, u64>,
     /// The file to begin with next time, so that a noisy one does not hold up the others.
     turn: usize,
+    /// Logs that are shorter than what was sent of them.
+    cut: BTreeSet<String>,
     /// When the folder was last read: its time of change.
     listed: Option<(i64, u64)>,
 }
@@ -28,7 +31,7 @@ impl LogTail {
     /// Goes on behind `sent`.
     pub fn new(logs: Option<Folder>, sent: BTreeMap<String, u64>) -> Self {
         let sent = sent.into_iter().filter(|(name, _)| is_log_name(name)).take(MAX_LOG_FILES).collect();
-        Self { logs, sent, turn: 0, listed: None }
+        Self { logs, sent, turn: 0, cut: BTreeSet::new(), listed: None }
     }
 
     /// The folder has come to be.
@@ -50,7 +53,19 @@ impl LogTail {
             let at = (self.turn + step) % names.len();
             let name = &names[at];
             let from = self.sent.get(name).copied().unwrap_or(0);
-            if let Some(to) = send_chunk(logs, name, from, out) {
+            let size = size_of_regular(logs, name).filter(|&size| size <= MAX_COUNT).unwrap_or(from);
+            if size < from {
+                // Cut by the workload. Offsets stay: what it writes below is lost, and said once.
+                if self.cut.insert(name.clone()) {
+                    GuestMessage::Notice(Notice::LogGap { file: name.clone(), from: size, to: from }).write(out);
+                }
+                continue;
+            }
+            if size == from {
+                continue;
+            }
+            self.cut.remove(name);
+            if let Some(to) = send_chunk(logs, name, from..size, out) {
                 self.sent.insert(name.clone(), to);
                 self.turn = at + 1;
                 return true;
@@ -89,20 +104,17 @@ fn is_log_name(name: &str) -> bool {
         && !name.chars().any(char::is_control)
 }
 
-/// Appends a chunk of `name` from `from` on; gives the next byte. A hole is left out, and said.
-fn send_chunk(logs: &Folder, name: &str, from: u64, out: &mut Vec<u8>) -> Option<u64> {
-    let size = size_of_regular(logs, name)?;
-    if size <= from {
-        return None;
-    }
+/// Appends a chunk of what lies in `range`; gives the next byte. A hole is left out, and said.
+fn send_chunk(logs: &Folder, name: &str, range: Range<u64>, out: &mut Vec<u8>) -> Option<u64> {
+    let from = range.start;
     let (fd, _) = logs.open_file(name, OFlags::RDONLY).ok()??;
-    let data = fs::seek(&fd, SeekFrom::Data(from)).unwrap_or(from);
+    let data = fs::seek(&fd, SeekFrom::Data(from)).unwrap_or(from).min(range.end);
     if data > from {
         let gap = Notice::LogGap { file: name.to_owned(), from, to: data };
         GuestMessage::Notice(gap).write(out);
         return Some(data);
     }
-    let mut chunk = vec![0; usize::try_from(size - from).unwrap_or(MAX_CHUNK_BYTES).min(MAX_CHUNK_BYTES)];
+    let mut chunk = vec![0; usize::try_from(range.end - from).unwrap_or(MAX_CHUNK_BYTES).min(MAX_CHUNK_BYTES)];
     let read = read_at(&fd, &mut chunk, from).ok().filter(|&read| read > 0)?;
     GuestMessage::Log(LogChunk { file: name.to_owned(), offset: from, len: read as u64 }).write(out);
     out.extend_from_slice(&chunk[..read]);

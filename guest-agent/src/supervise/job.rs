@@ -30,6 +30,8 @@ use crate::watch::{Watch, timespec};
 
 /// How long output of processes that outlive the main one is waited for, before and again after they are killed.
 const DRAIN: Duration = Duration::from_millis(500);
+/// How long the terminal event is tried.
+const PATIENCE: Duration = Duration::from_secs(30);
 /// How much output is read at once.
 const BLOCK_BYTES: usize = 64 * 1024;
 
@@ -132,17 +134,22 @@ pub fn run_job(ledger: &Ledger, lock: OwnedFd, job: &Job) -> Result<i32, LedgerE
                 }
                 Ok(spawned) => {
                     let pid = Pid::from_child(&spawned.child);
-                    let pidfd = kernel::pidfd_open(pid, PidfdFlags::empty());
-                    let pidfd = pidfd.map_err(LedgerError::io("watch", format!("process {pid:?}")))?;
-                    let mut running =
-                        Running { ledger, job, signals: &signals, log, pid, pidfd, output: Some(spawned.output) };
-                    running.run()
+                    match kernel::pidfd_open(pid, PidfdFlags::empty()) {
+                        Ok(pidfd) => {
+                            let output = Some(spawned.output);
+                            Running { ledger, job, signals: &signals, log, pid, pidfd, output }.run()
+                        }
+                        Err(errno) => {
+                            let _ = kernel::kill_process_group(pid, Signal::KILL);
+                            Ending::not_started(126, format!("the workload cannot be watched: {errno}"))
+                        }
+                    }
                 }
             }
         }
     };
     let code = ending.code;
-    finish(ledger, log.as_mut(), ending)?;
+    finish_with_patience(ledger, log.as_mut(), &ending)?;
     // The terminal event is there: another run may begin while we wait.
     drop(lock);
     wait_for_release(ledger, &stream_id, job.wait_release);
@@ -184,8 +191,21 @@ impl Ending {
     }
 }
 
+/// Writes the terminal event, again and again where that fails: without it the run would count as lost.
+fn finish_with_patience(ledger: &Ledger, mut log: Option<&mut Log>, ending: &Ending) -> Result<(), LedgerError> {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        match finish(ledger, log.as_deref_mut(), ending) {
+            // The next writer or stream mends what does not follow from it yet.
+            Ok(()) | Err(LedgerError::NotDerived { .. }) => return Ok(()),
+            Err(error) if Instant::now() >= deadline => return Err(error),
+            Err(_) => std::thread::sleep(Duration::from_millis(500)),
+        }
+    }
+}
+
 /// Writes the terminal event. Where the workload said its last word itself, that stands, and the code is recorded with it.
-fn finish(ledger: &Ledger, log: Option<&mut Log>, ending: Ending) -> Result<(), LedgerError> {
+fn finish(ledger: &Ledger, log: Option<&mut Log>, ending: &Ending) -> Result<(), LedgerError> {
     let mut locked = ledger.lock()?;
     let mut drafts = Vec::new();
     if let Some(dropped) = log.as_deref().and_then(Log::dropped) {
@@ -194,8 +214,8 @@ fn finish(ledger: &Ledger, log: Option<&mut Log>, ending: Ending) -> Result<(), 
     let state = if ending.code == 0 { State::Completed } else { State::Failed };
     drafts.push(Draft {
         what: ledger::What::State(state),
-        message: ending.message,
-        details: Some(Value::Object(ending.details)),
+        message: ending.message.clone(),
+        details: Some(Value::Object(ending.details.clone())),
     });
     match locked.append(&drafts)?.all() {
         Err(LedgerError::AlreadyTerminal { state, seq }) => {

@@ -100,3 +100,35 @@ impl Log {
         left >= len
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn at_the_cap_output_is_dropped_and_told() {
+        let dir = tempfile::tempdir().unwrap();
+        let ledger = Ledger::open_at(dir.path()).unwrap();
+        let path = dir.path().join("logs/guest.log");
+        std::fs::create_dir(dir.path().join("logs")).unwrap();
+        // Without a byte on disk, and as much as may wait.
+        std::fs::File::create(&path).unwrap().set_len(MAX_UNACKED_LOG_BYTES - 10).unwrap();
+        let mut log = Log::open(&ledger, "stream").unwrap();
+        log.room_to = 0;
+        assert_eq!(log.take(&ledger, b"ten bytes."), None);
+        assert_eq!(log.take(&ledger, b"eleven byte"), None);
+        assert_eq!(log.take(&ledger, b"x"), None);
+        assert_eq!(log.dropped(), Some(12));
+        // The owner has some of it by now.
+        let logs = std::collections::BTreeMap::from([(paths::GUEST_LOG.to_owned(), 1000)]);
+        AckFile { stream_id: "stream".to_owned(), logs, ..AckFile::default() }.write(ledger.folder()).unwrap();
+        log.looked = None;
+        assert_eq!(log.take(&ledger, b"again"), Some(12));
+        assert_eq!(log.dropped(), None);
+        let said = b"ten bytes.[pika-guest: 12 bytes of output were dropped here]\nagain";
+        let mut tail = vec![0; said.len()];
+        let fd = std::fs::File::open(&path).unwrap();
+        crate::ledger::read_at(&fd, &mut tail, MAX_UNACKED_LOG_BYTES - 10).unwrap();
+        assert_eq!(tail, said);
+    }
+}

@@ -34,7 +34,7 @@ Examples:
 Exit codes (`run` ends with the workload's own: 128 + n for signal n, 124 for its time limit, 126 and 127 as in a shell):
   0   done          64  wrong usage        65  not the expected data (JSON, too long, a reserved name)
   66  nothing there 69  the runtime has ended already, no event may follow
-  70  a defect      73  the folder cannot be made or written
+  73  the folder cannot be made or written
   74  read or write failed                 75  not now: lock busy, cap reached, not acknowledged in time
   76  the peer does not speak the protocol 77  no permission";
 
