@@ -223,7 +223,13 @@ impl Machine {
         self.heard(now, actions);
         match guest {
             Guest::Opened { run_lost: true } => {
-                self.end(EndDecision::died(DeathCause::Rebooted, "the guest booted again"), actions);
+                self.end(
+                    EndDecision::died(
+                        DeathCause::Rebooted,
+                        "the guest began anew: it booted again, or its files were lost",
+                    ),
+                    actions,
+                );
             }
             Guest::Opened { .. } if self.phase == Phase::Dialing => self.opened(now, actions),
             Guest::Accepted => self.broken_sessions = 0,

@@ -35,7 +35,8 @@ pub(crate) fn phase(elapsed: Duration, name: &str, message: &str) {
         let secs = elapsed.as_secs_f64();
         writeln!(std::io::stderr(), "\x1b[2m{secs:7.1}s\x1b[0m \x1b[1;{colour}m{name:<12}\x1b[0m {message}")
     } else {
-        writeln!(std::io::stderr(), "pika-cloud: {name}: {message}")
+        let colon = if message.is_empty() { "" } else { ": " };
+        writeln!(std::io::stderr(), "pika-cloud: {name}{colon}{message}")
     };
 }
 
