@@ -1,1 +1,37 @@
-//! Placeholder.
+//! What the end-to-end tests stand on: a real Incus, the real programs, and a stage for each test that leaves nothing.
+//!
+//! ```text
+//!   test ─► Stage (scratch folder, state dir, names of instances) ─► pika-cloud as a child process ─► Incus
+//!             │                                                          │
+//!             └─ Drop: ends its children, deletes its instances          └─ journal, outputs, exit code, memory
+//! ```
+//!
+//! Nothing here starts an Incus: `cargo xtask test` does, and names it in the environment (see [`Lab`]). Nothing waits for
+//! a time to pass: tests wait for conditions, with limits that only a hang reaches.
+
+#![allow(clippy::missing_panics_doc, reason = "what a test stands on fails by panicking")]
+
+mod chance;
+mod host;
+mod image;
+mod incus;
+mod journal;
+mod lab;
+mod output;
+mod run;
+mod spec;
+mod stage;
+mod wait;
+
+pub use chance::Chance;
+pub use host::{command_lines_with, count_in_files, files_below, processes, read_text};
+pub use image::Image;
+pub use incus::Incus;
+pub use journal::Journal;
+pub use lab::Lab;
+pub use output::{Outputs, sha256};
+pub use run::{Finished, Line, Running};
+pub use rustix::process::Signal;
+pub use spec::Spec;
+pub use stage::Stage;
+pub use wait::{LIMIT, eventually, until};

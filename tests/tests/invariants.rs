@@ -43,7 +43,10 @@ fn each_is_named_by_code_and_by_a_test() {
         }
     }
     let readme = fs::read_to_string(root.join("README.md")).unwrap();
-    assert!(readme.contains("\n9. ") && !readme.contains("\n10. "), "the README's list has another length than this test");
+    assert!(
+        readme.contains("\n9. ") && !readme.contains("\n10. "),
+        "the README's list has another length than this test"
+    );
     assert_eq!(unnamed(&code, 1..=9), Vec::<u32>::new(), "no code names these invariants");
     assert_eq!(unnamed(&tests, 1..=9), Vec::<u32>::new(), "no test names these invariants");
 }
