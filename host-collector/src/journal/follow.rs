@@ -5,13 +5,14 @@ use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::watch;
 
-use super::format::{self, MAX_RECORD_BYTES, Record};
-use super::write::{FILE_NAME, JournalError};
+use super::error::JournalError;
+use super::format::{MAX_RECORD_BYTES, Record};
+use super::recover::Sequence;
+use super::write::FILE_NAME;
 
 /// How often the journal of another process is looked at.
 const POLL: Duration = Duration::from_millis(50);
@@ -26,7 +27,10 @@ pub struct Follower {
     file: Option<File>,
     offset: u64,
     unread: Vec<u8>,
+    sequence: Sequence,
     ready: VecDeque<(Record, String)>,
+    /// What stands behind the records that are ready.
+    failed: Option<JournalError>,
     durable: Option<watch::Receiver<u64>>,
 }
 
@@ -38,7 +42,9 @@ impl Follower {
             file: None,
             offset: 0,
             unread: Vec::new(),
+            sequence: Sequence::default(),
             ready: VecDeque::new(),
+            failed: None,
             durable,
         }
     }
@@ -71,27 +77,30 @@ impl Follower {
     /// The next record that is there already.
     ///
     /// # Errors
-    /// Where the journal cannot be read.
+    /// Where the journal cannot be read, is of another version, or was edited.
     pub fn try_next(&mut self) -> Result<Option<(Record, String)>, JournalError> {
-        if self.ready.is_empty() {
-            self.read().map_err(|source| JournalError::Io {
-                path: self.path.clone(),
-                doing: "reading the journal",
-                source: Arc::new(source),
-            })?;
+        while self.ready.is_empty() && self.failed.is_none() {
+            let more = self.read().map_err(JournalError::io(&self.path, "reading the journal"))?;
+            if !more {
+                break;
+            }
         }
-        Ok(self.ready.pop_front())
+        match (self.ready.pop_front(), &self.failed) {
+            (None, Some(error)) => Err(error.clone()),
+            (next, _) => Ok(next),
+        }
     }
 
-    fn read(&mut self) -> io::Result<()> {
+    /// Reads a piece, and says whether there may be more.
+    fn read(&mut self) -> io::Result<bool> {
         if self.file.is_none() {
             match File::open(&self.path) {
                 Ok(file) => self.file = Some(file),
-                Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+                Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
                 Err(error) => return Err(error),
             }
         }
-        let Some(file) = &self.file else { return Ok(()) };
+        let Some(file) = &self.file else { return Ok(false) };
         let limit = self.durable.as_ref().map_or(u64::MAX, |durable| *durable.borrow());
         let known = self.unread.len();
         let want = usize::try_from(limit.saturating_sub(self.offset)).unwrap_or(usize::MAX).min(READ_BYTES);
@@ -99,26 +108,37 @@ impl Follower {
         let read = file.read_at(&mut self.unread[known..], self.offset)?;
         self.unread.truncate(known + read);
         self.offset += read as u64;
-        self.cut_lines()
+        Ok(self.cut_lines() && read > 0)
     }
 
-    /// Whole lines become records. One that is not intact yet is being written; it is read again from its start.
-    fn cut_lines(&mut self) -> io::Result<()> {
+    /// Whole lines become records. What is not intact yet is being written, or will be cut: it is read again from its
+    /// start, and that is told by `false`.
+    fn cut_lines(&mut self) -> bool {
         let mut start = 0;
         while let Some(at) = memchr::memchr(b'\n', &self.unread[start..]) {
             let line = &self.unread[start..start + at];
-            let Ok(record) = format::read(line) else {
-                self.offset -= (self.unread.len() - start) as u64;
-                self.unread.clear();
-                return Ok(());
-            };
-            self.ready.push_back((record, String::from_utf8_lossy(line).into_owned()));
+            match self.sequence.next(line, &self.path) {
+                Ok(Some(record)) => self.ready.push_back((record, String::from_utf8_lossy(line).into_owned())),
+                Ok(None) => return self.step_back(start),
+                Err(error) => {
+                    self.failed = Some(error);
+                    return false;
+                }
+            }
             start += at + 1;
         }
-        self.unread.drain(..start);
-        if self.unread.len() > MAX_RECORD_BYTES {
-            return Err(io::Error::new(io::ErrorKind::InvalidData, "a record longer than any record may be"));
+        // Zeros behind a crash have no end that could be waited for.
+        let hopeless = self.unread.len() - start > MAX_RECORD_BYTES || self.unread[start..].starts_with(b"\0");
+        if hopeless {
+            return self.step_back(start);
         }
-        Ok(())
+        self.unread.drain(..start);
+        true
+    }
+
+    fn step_back(&mut self, start: usize) -> bool {
+        self.offset -= (self.unread.len() - start) as u64;
+        self.unread.clear();
+        false
     }
 }

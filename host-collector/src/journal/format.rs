@@ -4,7 +4,7 @@ use pika_cloud_common::digest::Digest;
 use pika_cloud_common::verdict::{Collection, Outcome};
 use pika_cloud_common::wire::Notice;
 use pika_cloud_common::{RunResult, State, Status, Timestamp, Verdict};
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, Serializer, ser};
 use serde_json::value::RawValue;
 use std::collections::BTreeMap;
 
@@ -12,7 +12,7 @@ use std::collections::BTreeMap;
 pub const VERSION: u32 = 1;
 
 /// One line of a journal.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Record {
     /// Counts from 0.
     pub n: u64,
@@ -26,7 +26,7 @@ pub struct Record {
 }
 
 /// What a record says.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Body {
     /// The first record.
@@ -34,7 +34,24 @@ pub enum Body {
     /// What the host did or saw.
     Host(HostRecord),
     /// An event of the guest, verbatim.
-    Guest(Box<RawValue>),
+    Guest(GuestLine),
+}
+
+/// An event of the guest, every byte as it stands in the guest's file: blanks around it count in the stream's digest.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct GuestLine(Box<str>);
+
+impl GuestLine {
+    /// The line, without its newline.
+    pub fn get(&self) -> &str {
+        &self.0
+    }
+}
+
+impl Serialize for GuestLine {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serde_json::from_str::<&RawValue>(&self.0).map_err(ser::Error::custom)?.serialize(serializer)
+    }
 }
 
 /// The first record of a journal.
@@ -172,6 +189,9 @@ pub struct LogMark {
     pub host: u64,
 }
 
+/// Between the head of a record and an event of the guest.
+const GUEST_KEY: &[u8] = b",\"guest\":";
+
 /// Between a record's content and its checksum.
 const CRC_KEY: &[u8] = b",\"crc\":\"";
 /// Bytes of `,"crc":"xxxxxxxx"}`.
@@ -195,7 +215,8 @@ pub(super) fn write_guest(n: u64, at: &Timestamp, inc: u32, line: &[u8], out: &m
     use std::io::Write as _;
     let start = out.len();
     // Writing to a Vec cannot fail.
-    let _ = write!(out, "{{\"n\":{n},\"at\":\"{at}\",\"inc\":{inc},\"guest\":");
+    let _ = write!(out, "{{\"n\":{n},\"at\":\"{at}\",\"inc\":{inc}");
+    out.extend_from_slice(GUEST_KEY);
     out.extend_from_slice(line);
     seal(start, out);
 }
@@ -220,39 +241,58 @@ pub(super) enum NoRecord {
 
 /// Reads a line, without its newline, whose checksum fits.
 pub(super) fn read(line: &[u8]) -> Result<Record, NoRecord> {
-    if !is_intact(line) {
-        return Err(NoRecord::Damaged);
-    }
-    serde_json::from_slice::<Flat>(line).ok().and_then(Flat::into_record).ok_or(NoRecord::Foreign)
+    let content = intact_content(line).ok_or(NoRecord::Damaged)?;
+    serde_json::from_slice::<Flat>(line).ok().and_then(|flat| flat.into_record(content)).ok_or(NoRecord::Foreign)
 }
 
-/// Whether the checksum at the end of a line fits what stands before it.
-fn is_intact(line: &[u8]) -> bool {
-    let Some(content) = line.len().checked_sub(CRC_BYTES) else { return false };
-    let (content, tail) = line.split_at(content);
-    let Some(digits) = tail.strip_prefix(CRC_KEY).and_then(|rest| rest.strip_suffix(b"\"}")) else { return false };
-    std::str::from_utf8(digits).ok().and_then(|hex| u32::from_str_radix(hex, 16).ok()) == Some(crc32fast::hash(content))
+/// What stands before the checksum at the end of a line, where it fits.
+fn intact_content(line: &[u8]) -> Option<&[u8]> {
+    let (content, tail) = line.split_at(line.len().checked_sub(CRC_BYTES)?);
+    let digits = tail.strip_prefix(CRC_KEY)?.strip_suffix(b"\"}")?;
+    let crc = u32::from_str_radix(std::str::from_utf8(digits).ok()?, 16).ok()?;
+    (crc == crc32fast::hash(content)).then_some(content)
+}
+
+/// The version that a journal's first line names, whatever else of it this build can read.
+pub(super) fn version_of(line: &[u8]) -> Option<u32> {
+    #[derive(Deserialize)]
+    struct Probe {
+        journal: ProbedHeader,
+    }
+    #[derive(Deserialize)]
+    struct ProbedHeader {
+        version: u32,
+    }
+    serde_json::from_slice::<Probe>(line).ok().map(|probe| probe.journal.version)
 }
 
 /// A record as it stands in its line: serde cannot keep a verbatim value inside of a flattened one.
 #[derive(Deserialize)]
-struct Flat {
+struct Flat<'a> {
     n: u64,
     at: Timestamp,
     inc: u32,
     journal: Option<Header>,
     host: Option<HostRecord>,
-    guest: Option<Box<RawValue>>,
+    #[serde(borrow)]
+    guest: Option<&'a RawValue>,
 }
 
-impl Flat {
-    fn into_record(self) -> Option<Record> {
+impl Flat<'_> {
+    fn into_record(self, content: &[u8]) -> Option<Record> {
         let body = match (self.journal, self.host, self.guest) {
             (Some(header), None, None) => Body::Journal(header),
             (None, Some(host), None) => Body::Host(host),
-            (None, None, Some(line)) => Body::Guest(line),
+            (None, None, Some(event)) => Body::Guest(guest_line(content, event.get())?),
             _ => return None,
         };
         Some(Record { n: self.n, at: self.at, inc: self.inc, body })
     }
+}
+
+/// The guest's line with the blanks around its event, which a JSON reader leaves out. It is the last member.
+fn guest_line(content: &[u8], event: &str) -> Option<GuestLine> {
+    let at = memchr::memmem::find(content, GUEST_KEY)? + GUEST_KEY.len();
+    let line = std::str::from_utf8(&content[at..]).ok()?;
+    (line.trim_ascii() == event).then(|| GuestLine(line.into()))
 }

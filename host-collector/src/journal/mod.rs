@@ -14,6 +14,8 @@
 //!
 //! # The order of writes
 //!
+//! What the host adds is read back before it is taken: no guest can have a record written that recovery refuses.
+//!
 //! Records are gathered in memory, then appended with one write and made durable with one `fdatasync`; log files that they
 //! speak of are synced before them. Only then are they published to followers and acknowledged to the guest.
 //!
@@ -24,14 +26,22 @@
 //! | whole lines only | nothing was under way, or the last sync finished | goes on behind the last |
 //! | a torn last line, zeros, a hole | a write was under way, nothing of it was acknowledged | cuts the file at the last line whose CRC and number fit |
 //! | no file, or no whole first line | the crash came before the first sync, so Incus was asked for nothing | begins anew |
+//! | a damaged first line with records behind it | no crash of ours leaves that: the disk does | an error, and nothing is touched |
 //! | a first line of another version | another release wrote it | an error that names both versions |
+//! | an intact line that is no record, or out of order | somebody edited it | an error that names the line |
 
+mod error;
 mod follow;
 mod format;
+mod recover;
 mod view;
 mod write;
 
+pub use error::JournalError;
 pub use follow::Follower;
-pub use format::{Body, Header, HostRecord, LogMark, Record, VERSION};
+pub use format::{Body, GuestLine, Header, HostRecord, LogMark, Record, VERSION};
 pub use view::{Ended, StartSent, View};
-pub use write::{Committer, Journal, JournalError};
+pub use write::{Committer, Journal};
+
+#[cfg(test)]
+mod tests;

@@ -37,7 +37,7 @@ pub struct StartSent {
 }
 
 /// What is known of a runtime's current incarnation.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct View {
     /// Counts from 1; 0 before the first.
     pub incarnation: u32,
@@ -146,15 +146,9 @@ impl View {
             }
             HostRecord::State { state, .. } => self.state = Some(state.clone()),
             HostRecord::Stream { stream_id, boot_id, agent, after_seq, digest } => {
-                self.cursor = Some(Cursor {
-                    stream_id: stream_id.clone(),
-                    seq: *after_seq,
-                    digest: *digest,
-                    logs: BTreeMap::new(),
-                });
+                self.begin_stream(stream_id, *after_seq, *digest);
                 self.boot_id = Some(boot_id.clone());
                 self.agent = Some(agent.clone());
-                self.guest_state = None;
             }
             HostRecord::StartSent { request_id } => {
                 let stream_id = self.cursor.as_ref().map(|c| c.stream_id.clone()).unwrap_or_default();
@@ -164,9 +158,9 @@ impl View {
             HostRecord::Accepted { .. } => self.accepted = true,
             HostRecord::Logs { logs } => {
                 if let Some(cursor) = &mut self.cursor {
-                    cursor.logs = logs.iter().map(|(file, mark)| (file.clone(), mark.guest)).collect();
+                    cursor.logs.extend(logs.iter().map(|(file, mark)| (file.clone(), mark.guest)));
                 }
-                self.log_lengths = logs.iter().map(|(file, mark)| (file.clone(), mark.host)).collect();
+                self.log_lengths.extend(logs.iter().map(|(file, mark)| (file.clone(), mark.host)));
             }
             HostRecord::Missing { count, .. } => self.gaps = self.gaps.saturating_add(*count),
             HostRecord::Dropped { seq, digest, count } => {
@@ -192,6 +186,21 @@ impl View {
             HostRecord::Verdict { verdict } => self.verdict = Some((**verdict).clone()),
             HostRecord::Finished { .. } => self.finished = true,
         }
+    }
+
+    /// A stream goes on behind what was trimmed of it, or another one begins, whose logs begin anew.
+    fn begin_stream(&mut self, stream_id: &str, seq: u64, digest: Digest) {
+        let logs = match self.cursor.take() {
+            Some(cursor) if cursor.stream_id == stream_id => {
+                self.gaps = self.gaps.saturating_add(seq.saturating_sub(cursor.seq));
+                cursor.logs
+            }
+            _ => {
+                self.guest_state = None;
+                BTreeMap::new()
+            }
+        };
+        self.cursor = Some(Cursor { stream_id: stream_id.to_owned(), seq, digest, logs });
     }
 
     fn apply_notice(&mut self, notice: &Notice) {

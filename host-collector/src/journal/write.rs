@@ -11,77 +11,25 @@
 //! more then, and the next start finds a valid prefix.
 
 use std::fs::{File, OpenOptions};
-use std::io::{self, BufRead as _, BufReader, Seek as _, SeekFrom, Write as _};
+use std::io::{self, Write as _};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, mpsc};
 
 use pika_cloud_common::digest::Digest;
+use pika_cloud_common::limits::BAD_LINE_SAMPLE_BYTES;
 use pika_cloud_common::{EventHead, Timestamp};
 use tokio::sync::{oneshot, watch};
 
-use super::format::{self, Body, Header, HostRecord, MAX_RECORD_BYTES, NoRecord, VERSION};
+use super::error::JournalError;
+use super::format::{self, Body, Header, HostRecord, MAX_RECORD_BYTES, Record, VERSION};
+use super::recover::recover;
 use super::view::View;
 use crate::clock::now;
 use crate::state_dir::RuntimeLock;
 
 /// The journal's file in a runtime's folder.
 pub(crate) const FILE_NAME: &str = "journal.jsonl";
-
-/// A journal cannot be opened or written.
-#[derive(Clone, Debug, thiserror::Error)]
-pub enum JournalError {
-    /// The file system refused.
-    #[error("{}: {doing}: {source}{}", path.display(), way_out(source))]
-    Io {
-        /// The file.
-        path: PathBuf,
-        /// What was tried.
-        doing: &'static str,
-        /// What the kernel says.
-        source: Arc<io::Error>,
-    },
-    /// Another release wrote it.
-    #[error(
-        "{}: the journal has version {found}, this build reads {VERSION}: use the release that wrote it, or another --state-dir",
-        path.display()
-    )]
-    Version {
-        /// The file.
-        path: PathBuf,
-        /// The version that it names.
-        found: u32,
-    },
-    /// A whole line whose content does not fit its place.
-    #[error(
-        "{}: line {line} is intact and yet no record of this journal: it was edited, or is of a newer release",
-        path.display()
-    )]
-    Foreign {
-        /// The file.
-        path: PathBuf,
-        /// Counts from 1.
-        line: u64,
-    },
-    /// An earlier write failed, so nothing more is taken.
-    #[error("{}: an earlier write failed, so nothing more is written: free the disk and start again", path.display())]
-    Degraded {
-        /// The file.
-        path: PathBuf,
-    },
-}
-
-fn way_out(error: &io::Error) -> &'static str {
-    match error.kind() {
-        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
-            ": free some space there, then run the same command again"
-        }
-        io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => {
-            ": name a writable folder with --state-dir"
-        }
-        _ => "",
-    }
-}
 
 /// One thread that makes the journals of a process durable.
 #[derive(Clone, Debug)]
@@ -156,19 +104,21 @@ impl Journal {
     /// Opens the journal in `folder`, or begins one. The caller holds the runtime's lock.
     ///
     /// # Errors
-    /// Where the file system refuses, or the journal is of another version.
+    /// Where the file system refuses, or the journal is of another version or runtime, or was edited.
     pub fn open(folder: &Path, runtime_id: &str, committer: Committer) -> Result<Self, JournalError> {
         let path = folder.join(FILE_NAME);
-        let fail = |doing, source| io_error(&path, doing, source);
+        let fail = |doing| JournalError::io(&path, doing);
         let mut file = OpenOptions::new()
             .read(true)
             .append(true)
             .create(true)
             .mode(0o600)
             .open(&path)
-            .map_err(|e| fail("opening the journal", e))?;
-        let (view, valid) = recover(&mut file, &path)?;
-        file.set_len(valid).map_err(|e| fail("cutting a torn end off the journal", e))?;
+            .map_err(fail("opening the journal"))?;
+        let (view, valid) = recover(&mut file, &path, runtime_id)?;
+        file.set_len(valid).map_err(fail("cutting a torn end off the journal"))?;
+        // An earlier collector may have died between its write and its sync.
+        file.sync_data().map_err(fail("syncing the journal"))?;
         let (durable, _) = watch::channel(valid);
         let mut journal = Self {
             path: path.clone(),
@@ -221,11 +171,22 @@ impl Journal {
         self.view.apply_guest(head, line, digest);
     }
 
+    /// Writes a record, and takes it in as it reads: what is known now is what would be known after a crash.
     fn append(&mut self, incarnation: u32, body: &Body) {
-        let at = now();
-        let n = self.view.next_n;
+        let (n, at, start) = (self.view.next_n, now(), self.buffer.len());
         format::write_host(n, &at, incarnation, body, &mut self.buffer);
-        self.view.apply(&format::Record { n, at, inc: incarnation, body: body.clone() });
+        let record = self.read_back(start).unwrap_or_else(|| {
+            let body = Body::Host(unreadable(&self.buffer[start..]));
+            self.buffer.truncate(start);
+            format::write_host(n, &at, incarnation, &body, &mut self.buffer);
+            Record { n, at, inc: incarnation, body }
+        });
+        self.view.apply(&record);
+    }
+
+    fn read_back(&self, start: usize) -> Option<Record> {
+        let line = self.buffer[start..].strip_suffix(b"\n")?;
+        if line.len() < MAX_RECORD_BYTES { format::read(line).ok() } else { None }
     }
 
     /// Bytes that no commit has taken yet.
@@ -300,41 +261,12 @@ impl Journal {
 
     fn broken(&mut self, doing: &'static str, source: io::Error) -> JournalError {
         self.failed = true;
-        io_error(&self.path, doing, source)
+        JournalError::io(&self.path, doing)(source)
     }
 }
 
-fn io_error(path: &Path, doing: &'static str, source: io::Error) -> JournalError {
-    JournalError::Io { path: path.to_owned(), doing, source: Arc::new(source) }
-}
-
-/// Reads a journal up to the last record that holds, and says how many bytes that is.
-fn recover(file: &mut File, path: &Path) -> Result<(View, u64), JournalError> {
-    let fail = |source| io_error(path, "reading the journal", source);
-    file.seek(SeekFrom::Start(0)).map_err(fail)?;
-    let mut reader = BufReader::with_capacity(256 * 1024, file);
-    let mut view = View::default();
-    let mut valid = 0;
-    let mut line = Vec::new();
-    loop {
-        line.clear();
-        let read = io::Read::take(&mut reader, MAX_RECORD_BYTES as u64).read_until(b'\n', &mut line).map_err(fail)?;
-        if line.pop() != Some(b'\n') {
-            return Ok((view, valid));
-        }
-        let record = match format::read(&line) {
-            Ok(record) if record.n == view.next_n => record,
-            Err(NoRecord::Damaged) => return Ok((view, valid)),
-            Ok(_) | Err(NoRecord::Foreign) => {
-                return Err(JournalError::Foreign { path: path.to_owned(), line: view.next_n + 1 });
-            }
-        };
-        match &record.body {
-            Body::Journal(header) if header.version != VERSION => {
-                return Err(JournalError::Version { path: path.to_owned(), found: header.version });
-            }
-            _ => view.apply(&record),
-        }
-        valid += read as u64;
-    }
+/// In the place of a document of the guest that no reader of journals would take, such as one that is nested too deep.
+fn unreadable(line: &[u8]) -> HostRecord {
+    let sample = String::from_utf8_lossy(&line[..line.len().min(BAD_LINE_SAMPLE_BYTES)]).into_owned();
+    HostRecord::BadLine { reason: "it is nested too deep, or too long, for the journal".to_owned(), sample }
 }
