@@ -7,10 +7,11 @@
 //! ```
 //!
 //! The happy path: the host says hello with its cursor, the guest answers, events come with rising `seq` and are given out
-//! once each. What can go wrong, and what becomes of it: an event that is known already is skipped; one that leaves out
-//! numbers is given out with their count; a line that is no event is a [`Received::BadLine`] and the session goes
-//! on; bytes that are not of the protocol, or announce more than it allows, are a [`SessionFault`] and end the session,
-//! since nothing behind them can be trusted. The host dials again and goes on from its cursor.
+//! once each. What can go wrong, and what becomes of it: an event that is known from an earlier session is skipped; one
+//! that leaves out numbers is given out with their count; a line that is no event, or whose `seq` does not rise, is a
+//! [`Received::BadLine`] and the session goes on; bytes that are not of the protocol, or announce more than it allows, are
+//! a [`SessionFault`] and end the session, since nothing behind them can be trusted. The host dials again and goes on from
+//! its cursor.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -18,7 +19,7 @@ use std::time::Duration;
 use pika_cloud_common::EventHead;
 use pika_cloud_common::digest::Digest;
 use pika_cloud_common::limits::{
-    BAD_LINE_SAMPLE_BYTES, HEARTBEAT_INTERVAL, MAX_ARCHIVE_PATH_BYTES, MAX_CHUNK_BYTES, PEER_TIMEOUT,
+    BAD_LINE_SAMPLE_BYTES, HEARTBEAT_INTERVAL, MAX_ARCHIVE_DEPTH, MAX_ARCHIVE_PATH_BYTES, MAX_CHUNK_BYTES, PEER_TIMEOUT,
 };
 use pika_cloud_common::wire::{
     Cursor, Decoder, EndReason, Entry, ErrorCode, Frame, FrameError, GuestHello, GuestMessage, HostHello, HostMessage,
@@ -28,6 +29,9 @@ use pika_cloud_common::{RunResult, SCHEMA_VERSION, Status};
 
 /// Log files that one stream may have. Bytes of further ones are dropped.
 pub const MAX_LOG_FILES: usize = 16;
+
+/// Characters of an agent's version that are shown.
+const MAX_AGENT_CHARS: usize = 64;
 
 /// Bytes that one read asks for.
 const READ_BYTES: usize = 256 * 1024;
@@ -87,7 +91,8 @@ pub enum Received<'a> {
 pub struct Opened {
     /// What the guest said.
     pub hello: GuestHello,
-    /// Whether its stream is another than the cursor's, or the first.
+    /// Whether the journal is to say where the stream begins for us: it is another than the cursor's, or the first, or
+    /// events behind the cursor were trimmed from it.
     pub new_stream: bool,
 }
 
@@ -147,6 +152,8 @@ impl SessionFault {
 pub struct Session {
     decoder: Decoder,
     cursor: Option<Cursor>,
+    /// The last `seq` that came in this session, known before or not.
+    last_seq: u64,
     open: bool,
     bulk: Bulk,
     /// Raw bytes that the last line announced.
@@ -173,6 +180,7 @@ impl Session {
         let session = Self {
             decoder: Decoder::new(),
             cursor,
+            last_seq: 0,
             open: false,
             bulk: Bulk::Dropped,
             announced: 0,
@@ -249,7 +257,7 @@ impl Session {
         }
         let Some(cursor) = self.cursor.as_mut() else { return Err(SessionFault::Broken("no stream")) };
         if let Some(line) = event_line(line) {
-            return Ok(Some(event(cursor, line)));
+            return Ok(Some(event(cursor, &mut self.last_seq, line)));
         }
         let message = match GuestMessage::decode(line) {
             Ok(message) => message,
@@ -348,17 +356,18 @@ fn hello(cursor: &mut Option<Cursor>, line: &[u8]) -> Result<Opened, SessionFaul
         Ok(_) => return Err(SessionFault::Broken("no hello at first")),
         Err(error) => return Err(SessionFault::Message(error)),
     };
+    let agent = || hello.agent.chars().take(MAX_AGENT_CHARS).collect();
     if hello.protocol != PROTOCOL {
-        return Err(SessionFault::Protocol { agent: hello.agent, found: hello.protocol });
+        return Err(SessionFault::Protocol { agent: agent(), found: hello.protocol });
     }
     if hello.schema_version != SCHEMA_VERSION {
-        return Err(SessionFault::Schema { agent: hello.agent, found: hello.schema_version });
+        return Err(SessionFault::Schema { agent: agent(), found: hello.schema_version });
     }
     if hello.stream_id.is_empty() || hello.stream_id.len() > 128 || hello.boot_id.len() > 128 {
         return Err(SessionFault::Broken("a stream_id or boot_id of impossible length"));
     }
-    let new_stream = cursor.as_ref().is_none_or(|cursor| cursor.stream_id != hello.stream_id);
-    if new_stream {
+    let another = cursor.as_ref().is_none_or(|cursor| cursor.stream_id != hello.stream_id);
+    if another {
         *cursor = Some(Cursor {
             stream_id: hello.stream_id.clone(),
             seq: 0,
@@ -366,27 +375,33 @@ fn hello(cursor: &mut Option<Cursor>, line: &[u8]) -> Result<Opened, SessionFaul
             logs: BTreeMap::new(),
         });
     }
-    skip_trimmed(cursor.as_mut(), &hello);
-    Ok(Opened { hello, new_stream })
+    let trimmed = skip_trimmed(cursor.as_mut(), &hello);
+    Ok(Opened { hello, new_stream: another || trimmed })
 }
 
-/// What lies between the cursor and the guest's first event was trimmed; the digest goes on from the guest's own.
-fn skip_trimmed(cursor: Option<&mut Cursor>, hello: &GuestHello) {
+/// Whether what lies between the cursor and the guest's first event was trimmed; the digest goes on from the guest's own.
+fn skip_trimmed(cursor: Option<&mut Cursor>, hello: &GuestHello) -> bool {
     if let (Some(cursor), Some(digest)) = (cursor, hello.first_digest)
         && hello.first_seq.saturating_sub(1) > cursor.seq
     {
         (cursor.seq, cursor.digest) = (hello.first_seq - 1, digest);
+        return true;
     }
+    false
 }
 
-/// An event: checked, and given out where it is new (Invariant 1).
-fn event<'a>(cursor: &mut Cursor, line: &'a [u8]) -> Received<'a> {
+/// An event: checked, and given out where it is new.
+fn event<'a>(cursor: &mut Cursor, last_seq: &mut u64, line: &'a [u8]) -> Received<'a> {
     let head = match EventHead::decode(line) {
         Ok(head) => head,
         Err(error) => return bad_line(error.to_string(), line),
     };
+    if head.seq <= *last_seq {
+        return bad_line(format!("seq {} comes after {last_seq}", head.seq), line);
+    }
+    *last_seq = head.seq;
     if head.seq <= cursor.seq {
-        return bad_line(format!("seq {} comes after {}", head.seq, cursor.seq), line);
+        return Received::Nothing;
     }
     let missing = head.seq - cursor.seq - 1;
     cursor.digest = cursor.digest.chain(line);
@@ -405,6 +420,9 @@ fn check_entry(entry: &Entry) -> Result<(), SessionFault> {
     if !plain {
         return Err(SessionFault::Broken("an archive path that is not plain"));
     }
+    if entry.path.split('/').count() > MAX_ARCHIVE_DEPTH {
+        return Err(SessionFault::Broken("an archive path that is too deep"));
+    }
     if entry.len > MAX_CHUNK_BYTES as u64 || entry.offset.checked_add(entry.len).is_none() {
         return Err(SessionFault::Broken("an archive chunk beyond the limit"));
     }
@@ -422,3 +440,6 @@ fn is_plain_name(name: &str) -> bool {
         && !name.contains('/')
         && !name.chars().any(char::is_control)
 }
+
+#[cfg(test)]
+mod tests;
