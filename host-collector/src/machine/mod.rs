@@ -24,3 +24,6 @@ mod types;
 
 pub use step::Machine;
 pub use types::{Action, CallFailure, EndDecision, Found, Guest, Input, Phase, Plan, SessionLoss, Start, last_word};
+
+#[cfg(test)]
+mod tests;

@@ -22,7 +22,14 @@ const DESTROY_PATIENCE: Duration = Duration::from_secs(120);
 /// Sessions in a row that a guest may break before it counts as one that does not keep the contract.
 const MAX_BROKEN_SESSIONS: u32 = 3;
 
-/// Beyond the guest's own deadline, so that it can say its last word first.
+/// A session that held for so long was a good one, whatever ended it.
+const GOOD_SESSION: Duration = PEER_TIMEOUT;
+
+/// Starts of an instance that stops each time before its agent has answered.
+const MAX_STARTS: u32 = 3;
+
+/// Beyond the guest's own deadline, so that it can say its last word first; and for a deadline that passed while no
+/// collector ran, from its start on: what the guest said meanwhile is still to be read.
 const RUN_BACKSTOP: Duration = Duration::from_secs(5);
 
 /// Beyond the grace, for the terminal event to arrive.
@@ -40,7 +47,13 @@ pub struct Machine {
     /// Why Incus would not create the instance; what it made of the call all the same is looked at first.
     create_refused: Option<CallFailure>,
     heard_at: Duration,
+    /// When the session was opened.
+    live_since: Duration,
+    /// Before the next session, where this one does not hold: doubled from the first to the last.
+    session_delay: Duration,
     broken_sessions: u32,
+    /// How often the instance was started from here without a word from its agent.
+    starts: u32,
     /// When what is waited for is tried again.
     retry_at: Option<Duration>,
     retry_delay: Duration,
@@ -67,7 +80,10 @@ impl Machine {
             ended,
             create_refused: None,
             heard_at: now,
+            live_since: now,
+            session_delay: FIRST_RETRY,
             broken_sessions: 0,
+            starts: 0,
             retry_at: None,
             retry_delay: FIRST_RETRY,
             failing_since: None,
@@ -108,7 +124,8 @@ impl Machine {
         });
         let boot = self.boot_deadline.filter(|_| self.watches_boot());
         let run = self.run_deadline.filter(|_| self.may_end());
-        [silence, boot, run, self.stop_deadline, self.retry_at].into_iter().flatten().min()
+        let stop = self.stop_deadline.filter(|_| self.phase == Phase::Stopping);
+        [silence, boot, run, stop, self.retry_at].into_iter().flatten().min()
     }
 
     /// Takes an input, and says what to do.
@@ -148,12 +165,13 @@ impl Machine {
                 self.end(end.because(refused), actions);
             }
             // Nothing was started in it, so that making it is harmless, again or for the first time.
-            Found::Absent if !self.start_sent => {
-                self.enter(Phase::Creating);
+            Found::Absent if !self.start_sent && self.starts < MAX_STARTS => {
+                // Only the call itself shows whether it goes better now, so that what failed before still counts.
+                (self.phase, self.booted) = (Phase::Creating, false);
                 actions.push(Action::Record(State::Provisioning, "creating the instance".to_owned()));
                 actions.push(Action::Create);
             }
-            Found::Stopped if !self.booted => self.start_instance(actions),
+            Found::Stopped if !self.booted && self.starts < MAX_STARTS => self.start_instance(actions),
             Found::Running => self.dial(now, actions),
             Found::Changing(_) => {
                 self.boot_deadline.get_or_insert(now + self.plan.boot);
@@ -189,7 +207,7 @@ impl Machine {
     }
 
     fn start_instance(&mut self, actions: &mut Vec<Action>) {
-        self.enter(Phase::Starting);
+        self.phase = Phase::Starting;
         actions.push(Action::Record(State::Provisioning, "starting the instance".to_owned()));
         actions.push(Action::Start);
     }
@@ -199,7 +217,10 @@ impl Machine {
             return;
         }
         match answer {
-            Ok(()) => self.dial(now, actions),
+            Ok(()) => {
+                self.starts += 1;
+                self.dial(now, actions);
+            }
             Err(failure) => self.call_failed(failure, "Incus could not start the instance", now, actions),
         }
     }
@@ -214,7 +235,7 @@ impl Machine {
 
     fn heard(&mut self, now: Duration, actions: &mut Vec<Action>) {
         self.heard_at = now;
-        if std::mem::take(&mut self.unreachable) {
+        if self.watches_silence() && std::mem::take(&mut self.unreachable) {
             actions.push(Action::Record(State::Booted, "the guest is heard again".to_owned()));
         }
     }
@@ -231,8 +252,8 @@ impl Machine {
                     actions,
                 );
             }
-            Guest::Opened { .. } if self.phase == Phase::Dialing => self.opened(now, actions),
-            Guest::Accepted => self.broken_sessions = 0,
+            // Also where one is open: a word of a session that was lost meanwhile may have come late, and opened that.
+            Guest::Opened { .. } if matches!(self.phase, Phase::Dialing | Phase::Live) => self.opened(now, actions),
             Guest::Terminal(end) => self.end(end, actions),
             Guest::Refused(message) => {
                 let end = EndDecision::new(Outcome::ProvisionFailed, "the guest refused to start the workload");
@@ -242,13 +263,15 @@ impl Machine {
                 let message = "the guest was restored to an earlier state";
                 self.end(EndDecision::died(DeathCause::Rewound, message), actions);
             }
-            Guest::Opened { .. } | Guest::State(_) => {}
+            Guest::Opened { .. } | Guest::Accepted | Guest::State(_) => {}
         }
     }
 
     /// The workload is asked for in every session: the guest starts it at most once for a request (Invariant 9).
     fn opened(&mut self, now: Duration, actions: &mut Vec<Action>) {
-        self.enter(Phase::Live);
+        self.phase = Phase::Live;
+        self.live_since = now;
+        (self.retry_at, self.failing_since) = (None, None);
         if !self.booted {
             self.booted = true;
             actions.push(Action::Record(State::Booted, "the agent answered".to_owned()));
@@ -265,6 +288,9 @@ impl Machine {
             return;
         }
         actions.push(Action::HangUp);
+        if self.phase == Phase::Live {
+            self.weigh_session(now);
+        }
         self.phase = Phase::Looking;
         match loss {
             // Whether the instance still runs is Incus's to say.
@@ -286,6 +312,15 @@ impl Machine {
                 self.end(EndDecision::died(DeathCause::ContractBroken, text).because(message), actions);
             }
         }
+    }
+
+    /// A guest whose sessions end at once, again and again, is dialled less and less often.
+    fn weigh_session(&mut self, now: Duration) {
+        if now.saturating_sub(self.live_since) >= GOOD_SESSION {
+            (self.broken_sessions, self.session_delay) = (0, FIRST_RETRY);
+        }
+        self.retry_delay = self.session_delay;
+        self.session_delay = (self.session_delay * 2).min(LAST_RETRY);
     }
 
     fn cancel(&mut self, now: Duration, actions: &mut Vec<Action>) {
@@ -444,7 +479,7 @@ impl Machine {
 
     fn run_deadline(&self, now: Duration, ago: Duration) -> Option<Duration> {
         let budget = self.plan.run? + self.plan.stop_grace + RUN_BACKSTOP;
-        Some(now + budget.saturating_sub(ago))
+        Some(now + budget.saturating_sub(ago).max(RUN_BACKSTOP))
     }
 }
 
