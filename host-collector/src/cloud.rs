@@ -456,3 +456,23 @@ fn read_view(folder: &RuntimeFolder) -> Result<View, Error> {
     }
     Ok(view)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A consumer drives many runtimes, each in a task of its own.
+    #[test]
+    fn every_call_can_be_spawned() {
+        fn is_send<T: Send>(_: &T) {}
+        let folder = tempfile::tempdir().unwrap();
+        let config = Config { incus_socket: "/nonexistent".into(), state_dir: folder.path().join("state") };
+        let cloud = Cloud::connect(&config).unwrap();
+        let spec = RuntimeSpec::default();
+        is_send(&cloud.run(&spec, Rerun::Answer, never()));
+        is_send(&cloud.ensure(&spec));
+        is_send(&cloud.wait("job", Condition::Ready, Duration::ZERO));
+        is_send(&cloud.inspect("job"));
+        is_send(&cloud.destroy("job"));
+    }
+}

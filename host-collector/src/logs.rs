@@ -53,6 +53,13 @@ impl LogFiles {
         Ok(Self { folder: folder.to_owned(), limit, kept, files, dirty: BTreeSet::new() })
     }
 
+    /// Counts bytes up to `end` of the guest's file as taken, and keeps none of them.
+    pub(crate) fn skip(&mut self, name: &str, end: u64) {
+        let log = self.files.entry(name.to_owned()).or_insert_with(|| LogFile { file: None, mark: LogMark::default() });
+        log.mark.guest = end;
+        self.dirty.insert(name.to_owned());
+    }
+
     /// Takes bytes that stand at `offset` of the guest's file. What is beyond the limit is counted as taken, and not kept.
     pub(crate) fn append(&mut self, name: &str, offset: u64, bytes: &[u8]) -> io::Result<()> {
         if !self.files.contains_key(name) {

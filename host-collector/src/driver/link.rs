@@ -14,7 +14,7 @@ use crate::transport::{Diagnosis, Link, Reader, Writer};
 /// Messages that may wait for a guest that does not read. They are few and small: pings, and acks that sum up.
 const OUTBOX: usize = 64;
 
-/// How long a hang-up waits for the last message to leave.
+/// How long a hang-up waits for the last message to leave, and for the guest to end.
 const FAREWELL: Duration = Duration::from_secs(1);
 
 /// A session that is open.
@@ -40,13 +40,20 @@ impl Live {
         self.outbox.try_send(bytes).is_ok()
     }
 
-    /// Ends the session after what was queued has left, if that goes quickly.
+    /// Ends the session: what was queued leaves, the guest's input closes behind it, and the guest ends by itself. Only then
+    /// is the transport dropped, which would kill an agent that is still writing down what it was told.
     pub(super) async fn hang_up(self) {
-        drop(self.outbox);
-        let mut writer = self.writer;
-        if tokio::time::timeout(FAREWELL, &mut writer).await.is_err() {
+        let Self { outbox, mut writer, mut reader, diagnosis, .. } = self;
+        drop(outbox);
+        let farewell = async {
+            let _ = (&mut writer).await;
+            let mut rest = [0; 4096];
+            while let Ok(1..) = reader.read(&mut rest).await {}
+        };
+        if tokio::time::timeout(FAREWELL, farewell).await.is_err() {
             writer.abort();
         }
+        drop(diagnosis);
     }
 }
 

@@ -249,10 +249,7 @@ impl Driver {
                 Err(error) => return Err(Error::Panicked(error.to_string())),
             },
             read = link::read(live.as_mut()), if may_read => Wake::Read(read),
-            changed = cancel.wait_for(|wanted| *wanted) => match changed {
-                Ok(_) => Wake::Cancel,
-                Err(_) => std::future::pending().await,
-            },
+            () = wished(cancel) => Wake::Cancel,
             () = tokio::time::sleep_until(*clock + deadline) => Wake::Time,
         };
         // One wish for an end is enough; another look at the same value would only spin.
@@ -339,6 +336,14 @@ impl Driver {
             self.step(Input::Guest(guest)).await?;
         }
         Ok(())
+    }
+}
+
+/// Waits for the wish to end. Never ready where nobody can wish any more.
+async fn wished(cancel: &mut watch::Receiver<bool>) {
+    let nobody = cancel.wait_for(|wanted| *wanted).await.is_err();
+    if nobody {
+        std::future::pending::<()>().await;
     }
 }
 

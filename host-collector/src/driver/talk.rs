@@ -15,10 +15,8 @@ use crate::transport::{AgentEnd, Link};
 impl Driver {
     /// Sends a message. A guest that does not read is one that is not heard.
     pub(super) async fn send(&mut self, message: &HostMessage) -> Result<(), Error> {
-        match &self.live {
-            Some(live) if !live.send(message) => Box::pin(self.fault(SessionFault::Silent)).await,
-            _ => Ok(()),
-        }
+        let unread = self.live.as_ref().is_some_and(|live| !live.send(message));
+        if unread { Box::pin(self.fault(SessionFault::Silent)).await } else { Ok(()) }
     }
 
     pub(super) async fn open_session(&mut self, link: Link) -> Result<(), Error> {
@@ -88,8 +86,9 @@ impl Driver {
                 next_commit.guest.extend(intake.event(journal, at, (&head, missing, digest), line));
             }
             Received::Log { file, offset, bytes } => {
-                let kept = if self.keeps_logs { bytes } else { &[] };
-                if let Err(source) = logs.append(file, offset + (bytes.len() - kept.len()) as u64, kept) {
+                if !self.keeps_logs {
+                    logs.skip(file, offset + bytes.len() as u64);
+                } else if let Err(source) = logs.append(file, offset, bytes) {
                     return Ok(Taken::Output(Error::Outputs { path: logs.folder().join(file), source }));
                 }
             }
