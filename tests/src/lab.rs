@@ -17,7 +17,7 @@ pub struct Lab {
 }
 
 /// The image with the agent.
-pub const IMAGE: &str = "pika-test";
+pub(crate) const IMAGE: &str = "pika-test";
 /// The image without it.
 pub const BARE_IMAGE: &str = "pika-test-bare";
 

@@ -28,7 +28,7 @@ pub use host::{command_lines_with, count_in_files, files_below, processes, read_
 pub use image::Image;
 pub use incus::Incus;
 pub use journal::Journal;
-pub use lab::Lab;
+pub use lab::{BARE_IMAGE, Lab};
 pub use output::{Outputs, sha256};
 pub use run::{Finished, Line, Running};
 pub use rustix::process::Signal;

@@ -42,6 +42,13 @@ impl Stage {
         self.scratch.path().join(name)
     }
 
+    /// A path in a folder for whatever else the test needs.
+    pub fn more(&self, name: &str) -> PathBuf {
+        let folder = self.path("more");
+        fs::create_dir_all(&folder).expect("the stage's folder can be written");
+        folder.join(name)
+    }
+
     /// The state dir.
     pub fn state(&self) -> PathBuf {
         self.path("state")
@@ -164,7 +171,7 @@ impl Stage {
         eventually(&format!("no process of {} is left", spec.instance), || {
             command_lines_with(&spec.instance).iter().all(|(pid, _)| *pid == std::process::id())
         });
-        self.check_folders(&[]);
+        self.check_folders();
         let runtime = self.runtime(spec);
         if runtime.exists() {
             self.journal(spec).host("finished").last().expect("the journal says that it is finished");
@@ -180,9 +187,9 @@ impl Stage {
         }
     }
 
-    /// That there is nothing in the stage's folder but the state dir, specs, outputs and `more`.
-    pub fn check_folders(&self, more: &[&str]) {
-        let ours = |name: &str| name == "state" || name.starts_with(&self.name) || more.contains(&name);
+    /// That there is nothing in the stage's folder but the state dir, specs, outputs and what the test itself put there.
+    pub fn check_folders(&self) {
+        let ours = |name: &str| ["state", "more"].contains(&name) || name.starts_with(&self.name);
         let entries = fs::read_dir(self.scratch.path()).expect("the stage's folder can be read").flatten();
         let names = entries.map(|entry| entry.file_name().to_string_lossy().into_owned());
         let others: Vec<String> = names.filter(|name| !ours(name)).collect();

@@ -226,7 +226,7 @@ fn the_environment_reaches_the_workload_and_nobody_else() {
 #[test]
 fn a_snapshot_is_read_and_not_written() {
     let stage = Stage::new("mount");
-    let source = stage.path("source");
+    let source = stage.more("source");
     fs::create_dir_all(source.join("src")).unwrap();
     fs::write(source.join("src/main.c"), "int main;\n").unwrap();
     let command = "cat /workspace/src/main.c || exit 10
