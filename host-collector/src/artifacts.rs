@@ -3,24 +3,28 @@
 //! They are gathered in `artifacts.partial/`, and take the name `artifacts/` only when the archive is over: a reader
 //! never sees half of a file under its own name. Beside them lies `artifacts.sha256` in the form that `sha256sum -c` reads.
 //! No name is resolved through a link or out of the folder (`openat2` with `BENEATH` and `NO_SYMLINKS`), no link is ever
-//! made, an existing file is never opened again, and every count is bounded by the spec.
+//! made, an existing file is never opened again, and every count is bounded by the spec: entries and bytes as they were
+//! asked for, and beside them as many folders that were not named and are needed for what was.
+//!
+//! What ends with another digest than it was announced with, or does not end, is removed. Nothing is opened by a path from
+//! the root: a path below `artifacts/` may be as long as the kernel takes by itself.
 
 use std::fmt::Write as _;
 use std::fs::{self, File};
 use std::io::{self, Write as _};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use pika_cloud_common::digest::Digest;
 use pika_cloud_common::wire::{ArchiveLimits, Entry};
-use rustix::fs::{Mode, OFlags, ResolveFlags};
+use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, ResolveFlags};
 use sha2::{Digest as _, Sha256};
 
 /// The archive cannot go on.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ArtifactError {
     /// The host's file system refused.
-    #[error("{path}: {doing}: {source}")]
+    #[error("{path}: {doing}: {source}{}", way_out(source))]
     Io {
         /// Below `artifacts/`.
         path: String,
@@ -39,6 +43,13 @@ pub(crate) enum ArtifactError {
     },
 }
 
+fn way_out(error: &io::Error) -> &'static str {
+    match error.kind() {
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => ": free some space in the state dir",
+        _ => "",
+    }
+}
+
 /// A tree of artifacts that is being received.
 #[derive(Debug)]
 pub(crate) struct ArtifactTree {
@@ -47,6 +58,13 @@ pub(crate) struct ArtifactTree {
     limits: ArchiveLimits,
     current: Option<CurrentFile>,
     manifest: String,
+    /// Files and folders that the guest named.
+    entries: u64,
+    /// Folders that were made.
+    folders: u64,
+    /// Bytes that came.
+    received: u64,
+    /// Files that ended well, and their bytes.
     files: u64,
     bytes: u64,
 }
@@ -76,17 +94,28 @@ impl ArtifactTree {
             _ => {}
         }
         fs::create_dir_all(&partial).map_err(io("making the folder"))?;
-        let folder = rustix::fs::open(&partial, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
-            .map_err(|e| io("opening the folder")(e.into()))?;
-        Ok(Self { partial, folder, limits, current: None, manifest: String::new(), files: 0, bytes: 0 })
+        let folder =
+            rustix::fs::open(&partial, FOLDER, Mode::empty()).map_err(|e| io("opening the folder")(e.into()))?;
+        Ok(Self {
+            partial,
+            folder,
+            limits,
+            current: None,
+            manifest: String::new(),
+            entries: 0,
+            folders: 0,
+            received: 0,
+            files: 0,
+            bytes: 0,
+        })
     }
 
-    /// Files and folders received.
+    /// Files that are whole.
     pub(crate) fn files(&self) -> u64 {
         self.files
     }
 
-    /// Bytes received.
+    /// Their bytes.
     pub(crate) fn bytes(&self) -> u64 {
         self.bytes
     }
@@ -97,21 +126,22 @@ impl ArtifactTree {
     /// Where it does not fit what came before it, is beyond the limits, or the host refuses.
     pub(crate) fn entry(&mut self, entry: &Entry) -> Result<(), ArtifactError> {
         let wrong = |problem| Err(ArtifactError::Guest { path: entry.path.clone(), problem });
-        if self.bytes.saturating_add(entry.len) > self.limits.max_bytes {
+        if self.received.saturating_add(entry.len) > self.limits.max_bytes {
             return wrong("the archive is larger than was asked for");
         }
-        let goes_on = self.current.as_ref().is_some_and(|current| current.path == entry.path);
-        if self.current.is_some() && !goes_on {
-            return wrong("a file begins before the last one has ended");
-        }
+        let goes_on = match &self.current {
+            Some(current) if current.path == entry.path && !entry.folder => true,
+            Some(_) => return wrong("the file before it has not ended"),
+            None => false,
+        };
         if !goes_on {
-            self.files += 1;
-            if self.files > self.limits.max_files {
+            self.entries += 1;
+            if self.entries > self.limits.max_files {
                 return wrong("the archive has more files than were asked for");
             }
         }
         if entry.folder {
-            return if goes_on { wrong("a file became a folder") } else { self.make_folders(&entry.path) };
+            return self.make_folders(&entry.path);
         }
         if !goes_on {
             self.current = Some(self.create(entry)?);
@@ -141,7 +171,7 @@ impl ArtifactTree {
         current.hasher.update(bytes);
         current.offset += bytes.len() as u64;
         current.chunk_left = current.chunk_left.saturating_sub(bytes.len() as u64);
-        self.bytes += bytes.len() as u64;
+        self.received += bytes.len() as u64;
         self.end_chunk()
     }
 
@@ -152,6 +182,7 @@ impl ArtifactTree {
         };
         let found = Digest(current.hasher.finalize().into());
         if current.digest != Some(found) {
+            self.remove(&current.path)?;
             return Err(ArtifactError::Guest { path: current.path, problem: "its bytes do not have its digest" });
         }
         current.file.sync_data().map_err(|source| ArtifactError::Io {
@@ -159,6 +190,8 @@ impl ArtifactTree {
             doing: "syncing",
             source,
         })?;
+        self.files += 1;
+        self.bytes += current.offset;
         // sha256sum's own escape: a backslash before the line says that backslashes in it are doubled.
         let escape = if current.path.contains('\\') { "\\" } else { "" };
         let path = current.path.replace('\\', "\\\\");
@@ -167,14 +200,19 @@ impl ArtifactTree {
         Ok(())
     }
 
-    fn create(&self, entry: &Entry) -> Result<CurrentFile, ArtifactError> {
+    fn create(&mut self, entry: &Entry) -> Result<CurrentFile, ArtifactError> {
         if let Some((parent, _)) = entry.path.rsplit_once('/') {
             self.make_folders(parent)?;
         }
         // What the guest calls executable stays so for the owner; nothing else of its mode counts here.
         let mode = if entry.mode & 0o100 == 0 { 0o600 } else { 0o700 };
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC | OFlags::NOFOLLOW;
-        let file = self.open_beneath(&entry.path, flags, Mode::from_raw_mode(mode))?;
+        let file = match self.open_beneath(&entry.path, flags, Mode::from_raw_mode(mode)) {
+            Err(ArtifactError::Io { source, .. }) if source.kind() == io::ErrorKind::AlreadyExists => {
+                return Err(ArtifactError::Guest { path: entry.path.clone(), problem: "it comes twice" });
+            }
+            file => file?,
+        };
         Ok(CurrentFile {
             path: entry.path.clone(),
             file: File::from(file),
@@ -186,21 +224,46 @@ impl ArtifactTree {
     }
 
     /// Makes a folder with its parents.
-    fn make_folders(&self, path: &str) -> Result<(), ArtifactError> {
+    fn make_folders(&mut self, path: &str) -> Result<(), ArtifactError> {
         let ends = path.match_indices('/').map(|(at, _)| at).chain([path.len()]);
         for end in ends {
-            let (parent, name) = path[..end].rsplit_once('/').unwrap_or((".", &path[..end]));
-            let parent =
-                self.open_beneath(parent, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
-            match rustix::fs::mkdirat(&parent, name, Mode::from_raw_mode(0o700)) {
-                Ok(()) | Err(rustix::io::Errno::EXIST) => {}
-                Err(error) => {
-                    let source = error.into();
-                    return Err(ArtifactError::Io { path: path[..end].to_owned(), doing: "making the folder", source });
-                }
-            }
+            self.make_folder(&path[..end])?;
         }
         Ok(())
+    }
+
+    fn make_folder(&mut self, path: &str) -> Result<(), ArtifactError> {
+        let wrong = |problem| Err(ArtifactError::Guest { path: path.to_owned(), problem });
+        let (parent, name) = path.rsplit_once('/').unwrap_or((".", path));
+        let parent = self.open_beneath(parent, FOLDER, Mode::empty())?;
+        match rustix::fs::mkdirat(&parent, name, Mode::from_raw_mode(0o700)) {
+            Ok(()) => {
+                self.folders += 1;
+                if self.folders > self.limits.max_files.saturating_mul(2) {
+                    return wrong("the archive has more folders than were asked for");
+                }
+                Ok(())
+            }
+            Err(rustix::io::Errno::EXIST) => match self.open_beneath(path, FOLDER, Mode::empty()) {
+                Err(ArtifactError::Io { source, .. }) if source.kind() == io::ErrorKind::NotADirectory => {
+                    wrong("it is a file and a folder")
+                }
+                folder => folder.map(drop),
+            },
+            Err(error) => {
+                Err(ArtifactError::Io { path: path.to_owned(), doing: "making the folder", source: error.into() })
+            }
+        }
+    }
+
+    fn remove(&self, path: &str) -> Result<(), ArtifactError> {
+        let (parent, name) = path.rsplit_once('/').unwrap_or((".", path));
+        let parent = self.open_beneath(parent, FOLDER, Mode::empty())?;
+        rustix::fs::unlinkat(&parent, name, AtFlags::empty()).map_err(|error| ArtifactError::Io {
+            path: path.to_owned(),
+            doing: "removing an unfinished file",
+            source: error.into(),
+        })
     }
 
     fn open_beneath(&self, path: &str, flags: OFlags, mode: Mode) -> Result<OwnedFd, ArtifactError> {
@@ -219,7 +282,7 @@ impl ArtifactTree {
     pub(crate) fn finish(self) -> Result<(), ArtifactError> {
         let io = |doing| move |source: io::Error| ArtifactError::Io { path: "artifacts".to_owned(), doing, source };
         if let Some(current) = &self.current {
-            fs::remove_file(self.partial.join(&current.path)).map_err(io("removing an unfinished file"))?;
+            self.remove(&current.path)?;
         }
         let folder = self.partial.parent().unwrap_or(Path::new("/"));
         let artifacts = folder.join("artifacts");
@@ -227,7 +290,7 @@ impl ArtifactTree {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(io("removing an earlier tree")(error)),
             _ => {}
         }
-        sync_folders(&self.partial).map_err(io("syncing"))?;
+        sync_folders(&self.folder).map_err(io("syncing"))?;
         fs::rename(&self.partial, &artifacts).map_err(io("naming the folder"))?;
         let manifest = folder.join("artifacts.sha256");
         crate::state_dir::replace(&manifest, self.manifest.as_bytes())
@@ -236,13 +299,22 @@ impl ArtifactTree {
     }
 }
 
-/// Makes the names in a tree of folders durable.
-fn sync_folders(folder: &Path) -> io::Result<()> {
-    for entry in fs::read_dir(folder)? {
+/// How a folder is opened to work below it.
+const FOLDER: OFlags = OFlags::PATH.union(OFlags::DIRECTORY).union(OFlags::CLOEXEC);
+
+/// Makes the names in a tree of folders durable. It is as deep as its paths at most.
+fn sync_folders(folder: &impl AsFd) -> io::Result<()> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let opened = rustix::fs::openat(folder, ".", flags, Mode::empty())?;
+    for entry in Dir::read_from(&opened)? {
         let entry = entry?;
-        if entry.file_type()?.is_dir() {
-            sync_folders(&entry.path())?;
+        let name = entry.file_name();
+        if entry.file_type() == FileType::Directory && !matches!(name.to_bytes(), b"." | b"..") {
+            sync_folders(&rustix::fs::openat(&opened, name, FOLDER | OFlags::NOFOLLOW, Mode::empty())?)?;
         }
     }
-    File::open(folder)?.sync_all()
+    Ok(rustix::fs::fsync(&opened)?)
 }
+
+#[cfg(test)]
+mod tests;
