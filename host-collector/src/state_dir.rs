@@ -16,6 +16,7 @@ use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Read as _, Write as _};
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use fs2::FileExt as _;
 use pika_cloud_common::RuntimeSpec;
@@ -48,6 +49,16 @@ pub enum StateDirError {
         /// What is free.
         free: u64,
     },
+    /// The file that names the owner is not as it was written.
+    #[error(
+        "{}: holds no owner's id, which instances made from here are marked with: bring the file back, or remove it to begin \
+         with a new id that owns none of them",
+        path.display()
+    )]
+    NoOwner {
+        /// The file.
+        path: PathBuf,
+    },
 }
 
 fn way_out(error: &io::Error) -> &'static str {
@@ -75,17 +86,12 @@ pub(crate) struct StateDir {
 }
 
 impl StateDir {
-    /// Opens the folder, or makes it, and checks that a run would find room.
+    /// Opens the folder, or makes it.
     ///
     /// # Errors
-    /// Where it cannot be made, read or written, or is full.
+    /// Where it cannot be made, read or written.
     pub(crate) fn open(path: &Path) -> Result<Self, StateDirError> {
         make_folder(path)?;
-        let stat = rustix::fs::statvfs(path).map_err(|e| fail(path, "reading its free space")(e.into()))?;
-        let free = stat.f_bavail.saturating_mul(stat.f_frsize);
-        if free < MIN_FREE_BYTES {
-            return Err(StateDirError::Full { path: path.to_owned(), free });
-        }
         let owner = owner_id(path)?;
         Ok(Self { path: path.to_owned(), owner })
     }
@@ -116,13 +122,23 @@ impl StateDir {
     }
 }
 
-/// Reads the owner's id, or makes one. Two that make one at once agree on whose rename won.
+/// That a new run would find room. What is there already is shown, collected and destroyed on a full disk, too.
+fn check_room(path: &Path) -> Result<(), StateDirError> {
+    let stat = rustix::fs::statvfs(path).map_err(|e| fail(path, "reading its free space")(e.into()))?;
+    let free = stat.f_bavail.saturating_mul(stat.f_frsize);
+    if free < MIN_FREE_BYTES {
+        return Err(StateDirError::Full { path: path.to_owned(), free });
+    }
+    Ok(())
+}
+
+/// Reads the owner's id, or makes one. Two that make one at once agree on whose link was first.
 fn owner_id(folder: &Path) -> Result<String, StateDirError> {
     let path = folder.join("id");
     match fs::read_to_string(&path) {
-        Ok(id) if !id.trim().is_empty() => return Ok(id.trim().to_owned()),
-        Ok(_) => {}
+        Ok(id) => return checked_id(&id, &path),
         Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        Err(error) if error.kind() == io::ErrorKind::InvalidData => return Err(StateDirError::NoOwner { path }),
         Err(error) => return Err(fail(&path, "reading the owner's id")(error)),
     }
     let id = random_hex().map_err(fail(&path, "drawing a random id"))?;
@@ -136,9 +152,16 @@ fn owner_id(folder: &Path) -> Result<String, StateDirError> {
         _ => {
             sync_folder(folder)?;
             let id = fs::read_to_string(&path).map_err(fail(&path, "reading the owner's id"))?;
-            Ok(id.trim().to_owned())
+            checked_id(&id, &path)
         }
     }
+}
+
+/// An empty one would own whatever has an empty label.
+fn checked_id(text: &str, path: &Path) -> Result<String, StateDirError> {
+    let id = text.trim();
+    let is_plain = (1..=64).contains(&id.len()) && id.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-');
+    if is_plain { Ok(id.to_owned()) } else { Err(StateDirError::NoOwner { path: path.to_owned() }) }
 }
 
 /// 128 random bits.
@@ -166,7 +189,13 @@ impl RuntimeFolder {
     }
 
     /// Makes it, durably, with its parent: Incus is asked for nothing before that.
+    ///
+    /// # Errors
+    /// Where it cannot be made, or where it is new and there is no room for a run.
     pub(crate) fn make(&self) -> Result<(), StateDirError> {
+        if let Some(parent) = self.path.parent().filter(|_| !self.exists()) {
+            check_room(parent)?;
+        }
         make_folder(&self.path)?;
         sync_folder(&self.path)?;
         self.path.parent().map_or(Ok(()), sync_folder)
@@ -208,8 +237,12 @@ impl RuntimeFolder {
         serde_json::from_slice(&fs::read(self.spec_path()).ok()?).ok()
     }
 
-    /// Writes the spec, its secrets redacted.
+    /// Writes the spec of a run that begins, its secrets redacted.
+    ///
+    /// # Errors
+    /// Where it cannot be written, or there is no room for a run.
     pub(crate) fn write_spec(&self, spec: &RuntimeSpec) -> Result<(), StateDirError> {
+        check_room(&self.path)?;
         let text = serde_json::to_vec_pretty(&spec.redacted())
             .map_err(|e| fail(&self.spec_path(), "writing the spec")(e.into()))?;
         replace(&self.spec_path(), &text)
@@ -268,9 +301,230 @@ fn write_new(path: &Path, bytes: &[u8]) -> Result<(), StateDirError> {
     file.sync_data().map_err(fail(path, "syncing the file"))
 }
 
-/// Replaces a file's content; a reader finds the old or the new, never a part.
+/// Replaces a file's content; a reader finds the old or the new, never a part. Several may do that at once.
 pub(crate) fn replace(path: &Path, bytes: &[u8]) -> Result<(), StateDirError> {
-    let temporary = path.with_extension("new");
-    write_new(&temporary, bytes)?;
-    fs::rename(&temporary, path).map_err(fail(path, "replacing the file"))
+    let temporary = temporary_beside(path);
+    let replaced = write_new(&temporary, bytes)
+        .and_then(|()| fs::rename(&temporary, path).map_err(fail(path, "replacing the file")));
+    if replaced.is_err() {
+        let _ = fs::remove_file(&temporary);
+    }
+    replaced
+}
+
+/// A name that nobody else uses, for what is to take another's place.
+pub(crate) fn temporary_beside(path: &Path) -> PathBuf {
+    static COUNT: AtomicU64 = AtomicU64::new(0);
+    let (process, count) = (std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    path.with_file_name(format!(".{name}.{process}.{count}.new"))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt as _;
+    use std::process::{Command, Stdio};
+    use std::sync::Barrier;
+    use std::time::Duration;
+
+    use tempfile::TempDir;
+
+    use super::*;
+
+    fn spec() -> RuntimeSpec {
+        let mut spec = RuntimeSpec::default();
+        spec.identity.runtime_id = "job-7".to_owned();
+        spec.bootstrap.env.insert("TOKEN".to_owned(), "geheim".to_owned());
+        spec
+    }
+
+    #[test]
+    fn two_that_open_it_agree_on_its_owner() {
+        for _ in 0..20 {
+            let folder = TempDir::new().unwrap();
+            let path = folder.path().join("state");
+            let barrier = Barrier::new(8);
+            let open = || {
+                barrier.wait();
+                StateDir::open(&path).unwrap().owner().to_owned()
+            };
+            let owners: Vec<String> = std::thread::scope(|scope| {
+                let threads: Vec<_> = (0..8).map(|_| scope.spawn(open)).collect();
+                threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+            });
+            assert!(owners.iter().all(|owner| *owner == owners[0] && owner.len() == 32), "{owners:?}");
+            assert_eq!(StateDir::open(&path).unwrap().owner(), owners[0]);
+            assert_eq!(fs::read_dir(&path).unwrap().count(), 1, "nothing else is left there");
+        }
+    }
+
+    #[test]
+    fn state_dirs_have_owners_of_their_own() {
+        let folder = TempDir::new().unwrap();
+        let open = |name: &str| StateDir::open(&folder.path().join(name)).unwrap().owner().to_owned();
+        assert_ne!(open("a"), open("b"));
+    }
+
+    #[test]
+    fn an_owner_that_cannot_be_read_is_not_guessed() {
+        for text in [&b""[..], b"\n", b"a b", b"\xff\xfe", &[b'a'; 65]] {
+            let folder = TempDir::new().unwrap();
+            fs::write(folder.path().join("id"), text).unwrap();
+            let error = StateDir::open(folder.path()).unwrap_err();
+            assert!(matches!(error, StateDirError::NoOwner { .. }), "{error}");
+            assert!(error.to_string().contains("/id: "), "{error}");
+            assert_eq!(fs::read(folder.path().join("id")).unwrap(), text, "nothing is touched");
+        }
+        let folder = TempDir::new().unwrap();
+        fs::write(folder.path().join("id"), "mine\n").unwrap();
+        assert_eq!(StateDir::open(folder.path()).unwrap().owner(), "mine");
+    }
+
+    #[test]
+    fn only_its_owner_reads_it() {
+        let folder = TempDir::new().unwrap();
+        let state = StateDir::open(&folder.path().join("a/b")).unwrap();
+        let runtime = state.runtime("job-7");
+        runtime.make().unwrap();
+        runtime.write_spec(&spec()).unwrap();
+        runtime.request_cancel().unwrap();
+        let _lock = runtime.lock().unwrap().unwrap();
+        let mode = |path: &str| fs::metadata(folder.path().join(path)).unwrap().permissions().mode() & 0o777;
+        for path in ["a", "a/b", "a/b/job-7"] {
+            assert_eq!(mode(path), 0o700, "{path}");
+        }
+        for path in ["a/b/id", "a/b/job-7/spec.json", "a/b/job-7/lock", "a/b/job-7/cancel"] {
+            assert_eq!(mode(path), 0o600, "{path}");
+        }
+    }
+
+    /// Invariant 8.
+    #[test]
+    fn a_spec_is_kept_without_its_secrets() {
+        let folder = TempDir::new().unwrap();
+        let state = StateDir::open(folder.path()).unwrap();
+        let runtime = state.runtime("job-7");
+        assert_eq!((runtime.exists(), runtime.read_spec()), (false, None));
+        runtime.make().unwrap();
+        assert_eq!(state.runtimes().unwrap(), Vec::<String>::new(), "no run was begun in it");
+        runtime.write_spec(&spec()).unwrap();
+        assert_eq!(runtime.read_spec(), Some(spec().redacted()));
+        assert!(!fs::read_to_string(folder.path().join("job-7/spec.json")).unwrap().contains("geheim"));
+        assert_eq!(state.runtimes().unwrap(), ["job-7"]);
+    }
+
+    #[test]
+    fn a_wish_for_the_end_is_seen_until_it_is_forgotten() {
+        let folder = TempDir::new().unwrap();
+        let runtime = StateDir::open(folder.path()).unwrap().runtime("job-7");
+        runtime.make().unwrap();
+        runtime.clear_cancel();
+        assert!(!runtime.cancel_requested());
+        std::thread::scope(|scope| {
+            for _ in 0..8 {
+                scope.spawn(|| (0..50).for_each(|_| runtime.request_cancel().unwrap()));
+            }
+        });
+        assert!(runtime.cancel_requested());
+        runtime.clear_cancel();
+        assert!(!runtime.cancel_requested());
+        assert_eq!(fs::read_dir(runtime.path()).unwrap().count(), 0, "nothing else is left there");
+    }
+
+    /// Invariant 6.
+    #[test]
+    fn one_collector_holds_a_runtime() {
+        let folder = TempDir::new().unwrap();
+        let state = StateDir::open(folder.path()).unwrap();
+        let (one, other) = (state.runtime("one"), state.runtime("other"));
+        one.make().unwrap();
+        other.make().unwrap();
+        let lock = one.lock().unwrap().unwrap();
+        assert_eq!(one.lock().unwrap().unwrap_err(), Some(std::process::id()));
+        let _other = other.lock().unwrap().unwrap();
+        drop(lock);
+        let _again = one.lock().unwrap().unwrap();
+    }
+
+    /// The folder of the test below, in the process that it starts.
+    const LOCK_FOLDER: &str = "PIKA_TEST_LOCK_FOLDER";
+
+    #[test]
+    fn lock_child() {
+        let Some(folder) = std::env::var_os(LOCK_FOLDER) else { return };
+        let runtime = RuntimeFolder { path: PathBuf::from(folder) };
+        let _lock = runtime.lock().unwrap().unwrap();
+        fs::write(runtime.path().join("locked"), "").unwrap();
+        // Until it is killed, or the test that started it is gone.
+        let _ = io::stdin().read(&mut [0]);
+    }
+
+    #[test]
+    fn the_lock_of_a_process_goes_with_it() {
+        let folder = TempDir::new().unwrap();
+        let runtime = RuntimeFolder { path: folder.path().to_owned() };
+        let mut child = Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "state_dir::tests::lock_child", "--nocapture"])
+            .env(LOCK_FOLDER, folder.path())
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .spawn()
+            .unwrap();
+        while !folder.path().join("locked").exists() {
+            assert!(child.try_wait().unwrap().is_none(), "it ended before it had the lock");
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        assert_eq!(runtime.lock().unwrap().unwrap_err(), Some(child.id()));
+        child.kill().unwrap();
+        child.wait().unwrap();
+        let _lock = runtime.lock().unwrap().unwrap();
+        assert_eq!(fs::read_to_string(folder.path().join("lock")).unwrap(), std::process::id().to_string());
+    }
+
+    #[test]
+    fn what_cannot_be_made_names_its_path_and_the_way_out() {
+        let folder = TempDir::new().unwrap();
+        fs::write(folder.path().join("file"), "").unwrap();
+        // Not even root may make anything in the second.
+        for path in [folder.path().join("file/state"), PathBuf::from("/sys/pika-cloud")] {
+            let text = StateDir::open(&path).unwrap_err().to_string();
+            assert!(text.starts_with(&format!("{}: making the folder: ", path.display())), "{text}");
+            assert!(text.ends_with("name a writable folder with --state-dir"), "{text}");
+        }
+        let full = fail(Path::new("/var/lib/x"), "writing the file")(io::ErrorKind::StorageFull.into());
+        assert!(
+            full.to_string().ends_with(": free some space there, or name another folder with --state-dir"),
+            "{full}"
+        );
+    }
+
+    /// The kernel's own file systems have no space to give.
+    #[test]
+    fn nothing_new_is_begun_on_a_full_disk() {
+        let runtime = RuntimeFolder { path: PathBuf::from("/proc/job-7") };
+        let error = runtime.make().unwrap_err();
+        assert!(matches!(error, StateDirError::Full { free: 0, .. }), "{error}");
+        assert!(error.to_string().starts_with("/proc: only 0 bytes are free"), "{error}");
+        assert!(error.to_string().contains("--state-dir"), "{error}");
+        let again = RuntimeFolder { path: PathBuf::from("/proc") };
+        assert!(matches!(again.write_spec(&spec()), Err(StateDirError::Full { .. })));
+    }
+
+    #[test]
+    fn a_reader_finds_the_old_or_the_new() {
+        let folder = TempDir::new().unwrap();
+        let path = folder.path().join("file.json");
+        replace(&path, &[0; 5000]).unwrap();
+        std::thread::scope(|scope| {
+            for byte in 1..5 {
+                let path = &path;
+                scope.spawn(move || (0..50).for_each(|_| replace(path, &[byte; 5000]).unwrap()));
+            }
+            for _ in 0..500 {
+                let bytes = fs::read(&path).unwrap();
+                assert!(bytes.len() == 5000 && bytes.iter().all(|byte| *byte == bytes[0]));
+            }
+        });
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
+    }
 }
