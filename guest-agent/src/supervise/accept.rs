@@ -32,7 +32,7 @@ pub enum Answer {
 pub fn accept<'a>(mut locked: Locked<'a>, start: &Start) -> Result<(Locked<'a>, Answer), LedgerError> {
     if locked.stream().request_id.as_deref() == Some(start.request_id.as_str()) {
         settle_lost(&mut locked)?;
-        return Ok((locked, Answer::Already));
+        return accept_again(locked);
     }
     if let Err(reason) = check(start) {
         return Ok((locked, Answer::Bad(reason)));
@@ -44,9 +44,20 @@ pub fn accept<'a>(mut locked: Locked<'a>, start: &Start) -> Result<(Locked<'a>, 
     write_request(locked.ledger(), &start.request)?;
     locked.update_stream(|stream| {
         stream.request_id = Some(start.request_id.clone());
-        stream.supervised = true;
+        // Its supervisor says so itself, as the first thing: until then nothing of the workload was started.
+        stream.supervised = false;
     })?;
     Ok((locked, Answer::Accepted(lock)))
+}
+
+/// A request that was accepted before. Whoever accepted it may have died before its supervisor began: then it is started
+/// now, and still once (Invariant 9). A supervisor that is on its way holds the lock already.
+fn accept_again(locked: Locked<'_>) -> Result<(Locked<'_>, Answer), LedgerError> {
+    if locked.stream().supervised || locked.last().is_terminal() {
+        return Ok((locked, Answer::Already));
+    }
+    let lock = FileLock::try_take(locked.ledger().folder(), SUPERVISOR_LOCK)?;
+    Ok((locked, lock.map_or(Answer::Already, Answer::Accepted)))
 }
 
 /// Makes way for a new run: takes the supervisor's lock, ends a run that was lost, and begins the next stream where this
@@ -66,7 +77,18 @@ pub fn prepare_run(mut locked: Locked<'_>) -> Result<(Locked<'_>, Option<FileLoc
 
 /// Writes `failed {supervisor_lost}` where a run was started, has not ended, and nobody supervises it. Says whether.
 pub fn settle_lost(locked: &mut Locked<'_>) -> Result<bool, LedgerError> {
-    if !locked.stream().supervised || locked.last().is_terminal() {
+    let begun = locked.stream().supervised;
+    settle(locked, begun)
+}
+
+/// The same where the run was accepted, and whoever accepted it sees that no supervisor came of it.
+pub fn settle_abandoned(locked: &mut Locked<'_>) -> Result<bool, LedgerError> {
+    let accepted = locked.stream().supervised || locked.stream().request_id.is_some();
+    settle(locked, accepted)
+}
+
+fn settle(locked: &mut Locked<'_>, is_owed: bool) -> Result<bool, LedgerError> {
+    if !is_owed || locked.last().is_terminal() {
         return Ok(false);
     }
     // Under the ledger's lock, as everybody who takes it does: nobody finds it held by this look.
@@ -143,4 +165,36 @@ pub fn signal_supervisor(ledger: &Ledger, number: i32) -> bool {
     // SAFETY: the number is one of libc's signals, and glibc's own two are not among those that we send.
     let signal = unsafe { Signal::from_raw_unchecked(number) };
     kernel::pidfd_send_signal(&pidfd, signal).is_ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn start(request_id: &str) -> Start {
+        let text = format!(
+            r#"{{"request_id":"{request_id}","request":{{"schema_version":2,"command":"true","timeout_secs":0,"run_as_root":true}}}}"#
+        );
+        serde_json::from_str(&text).unwrap()
+    }
+
+    /// Invariant 9, where the stream that accepted a request dies before its supervisor exists.
+    #[test]
+    fn an_acceptance_that_nothing_came_of_is_started_by_the_next() {
+        let folder = tempfile::tempdir().unwrap();
+        let ledger = Ledger::open_at(&folder.path().join("run")).unwrap();
+        let answer = |id: &str| accept(ledger.lock().unwrap(), &start(id)).unwrap().1;
+        let Answer::Accepted(lock) = answer("job.1") else { panic!("the first is accepted") };
+        // Its supervisor is on its way: the lock is handed over, and never free.
+        assert!(matches!(answer("job.1"), Answer::Already));
+        assert!(matches!(answer("job.2"), Answer::Busy));
+        drop(lock);
+        let Answer::Accepted(lock) = answer("job.1") else { panic!("nothing came of it, so it is started now") };
+        // The supervisor begins, and dies: from here on the run is lost, and never started again.
+        ledger.lock().unwrap().update_stream(|stream| stream.supervised = true).unwrap();
+        assert!(matches!(answer("job.1"), Answer::Already));
+        drop(lock);
+        assert!(matches!(answer("job.1"), Answer::Already));
+        assert!(ledger.lock().unwrap().last().is_terminal());
+    }
 }

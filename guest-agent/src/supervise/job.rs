@@ -117,6 +117,9 @@ pub fn run_job(ledger: &Ledger, lock: OwnedFd, job: &Job) -> Result<i32, LedgerE
     // Best effort: who asks for our process id finds none without it, and cannot send signals.
     let _ = rustix::fs::fcntl_lock(&lock, FlockOperation::NonBlockingLockExclusive);
     let mut locked = ledger.lock()?;
+    if !locked.stream().supervised {
+        locked.update_stream(|stream| stream.supervised = true)?;
+    }
     let starting = Draft { what: ledger::What::State(State::Starting), message: String::new(), details: None };
     locked.append_one(starting)?;
     let stream_id = locked.stream().stream_id.clone();

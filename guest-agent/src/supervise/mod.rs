@@ -23,6 +23,6 @@ mod logs;
 pub mod signals;
 mod spawn;
 
-pub use accept::{Answer, accept, prepare_run, settle_lost, signal_supervisor, supervisor_pid};
+pub use accept::{Answer, accept, prepare_run, settle_abandoned, settle_lost, signal_supervisor, supervisor_pid};
 pub use job::{Job, run_job, spawn_supervisor, supervise_handed_over};
 pub use spawn::{SpawnError, What};
