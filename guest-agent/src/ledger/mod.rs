@@ -40,7 +40,7 @@ pub(crate) use folder::{read_at, write_all};
 pub use format::{AckFile, OWNER, OwnerFile, SESSION_LOCK, SUPERVISOR_LOCK, StreamFile};
 pub use lock::FileLock;
 pub use rotate::{open_previous, prune_previous};
-pub use trim::{TRIM_BYTES, TrimPoint, find_trim_point, trim_log};
+pub use trim::{TrimPoint, find_trim_point, trim_log};
 
 use std::path::PathBuf;
 

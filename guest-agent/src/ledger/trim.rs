@@ -22,7 +22,7 @@ use super::scan::{self, Mark};
 use super::{Ledger, Locked};
 
 /// Less than this is not worth a new file.
-pub const TRIM_BYTES: u64 = 4 * 1024 * 1024;
+const TRIM_BYTES: u64 = 4 * 1024 * 1024;
 /// Holes begin and end where the file system's blocks do.
 const PAGE_BYTES: u64 = 4096;
 
@@ -35,18 +35,31 @@ pub struct TrimPoint {
     file: (u64, u64),
 }
 
-/// Finds where `seq` ends in the current file, where that is worth a trim.
-pub fn find_trim_point(folder: &Folder, stream: &StreamFile, seq: u64) -> Result<Option<TrimPoint>, LedgerError> {
+/// Finds where `seq` ends in the current file, where that is worth a trim. `near` is where it is thought to end.
+pub fn find_trim_point(
+    folder: &Folder,
+    stream: &StreamFile,
+    (seq, near): (u64, u64),
+) -> Result<Option<TrimPoint>, LedgerError> {
     let Some((fd, stat)) = folder.open_file(paths::EVENTS, OFlags::RDONLY)? else { return Ok(None) };
     let size = u64::try_from(stat.st_size).unwrap_or(0);
-    if size < TRIM_BYTES {
+    // All in front of it is read for its digest: not for nothing.
+    if !is_worth_it(near, size) {
         return Ok(None);
     }
     let reading = |errno| LedgerError::io("read", folder.path_of(paths::EVENTS))(errno);
     let len = scan::end_of_whole_lines(&fd, size).map_err(reading)?;
     let mark = scan::mark_at(&fd, len, stream.base.seq, stream.base.digest, seq).map_err(reading)?;
-    let worth = mark.end >= TRIM_BYTES && mark.end >= len / 4;
-    Ok(worth.then_some(TrimPoint { base: stream.base.clone(), mark, file: (stat.st_dev, stat.st_ino) }))
+    Ok(is_worth_it(mark.end, len).then_some(TrimPoint {
+        base: stream.base.clone(),
+        mark,
+        file: (stat.st_dev, stat.st_ino),
+    }))
+}
+
+/// Whether a file of `len` bytes is to be trimmed at `end`: what is copied is never more than what is given back.
+fn is_worth_it(end: u64, len: u64) -> bool {
+    end >= TRIM_BYTES && end >= len / 2
 }
 
 impl Locked<'_> {

@@ -11,10 +11,11 @@ use pika_cloud_common::{DecodeError, RunResult, State, Status, paths};
 use rustix::fd::{BorrowedFd, OwnedFd};
 use rustix::process::PidfdFlags;
 
+use super::marks::Marks;
 use super::stream::refusal;
 use crate::ledger::{
     self, AckFile, Draft, FileLock, Folder, Ledger, LedgerError, OWNER, OwnerFile, SESSION_LOCK, SUPERVISOR_LOCK,
-    StreamFile, TRIM_BYTES, system,
+    StreamFile, system,
 };
 use crate::session::archive::Archiver;
 use crate::session::bulk::LogTail;
@@ -46,10 +47,8 @@ struct Open {
     ack: AckFile,
     /// How far the log's space was given back.
     punched: u64,
-    /// Bytes of events that were sent since the last trim.
-    sent_bytes: u64,
-    /// No trim before this event is acknowledged.
-    trim_from: u64,
+    /// Where in the file what was sent ends.
+    marks: Marks,
     archive: Option<Archiver>,
     /// The terminal event was seen.
     ended: bool,
@@ -93,9 +92,7 @@ impl Files {
             archive: None,
             ended: false,
             punched: 0,
-            // The first acknowledgement looks at what earlier sessions left.
-            sent_bytes: TRIM_BYTES,
-            trim_from: 0,
+            marks: Marks::default(),
             ledger,
             watch,
         };
@@ -121,6 +118,7 @@ impl Files {
                 GuestMessage::Heartbeat(beat).write(out);
                 self.children.retain_mut(|child| matches!(child.try_wait(), Ok(None)));
                 open.settle_unsupervised();
+                open.trim();
                 Ok(Done::Nothing)
             }
             Work::Ack => ack.map_or(Ok(Done::Nothing), |ack| open.record_ack(ack, session)),
@@ -209,7 +207,7 @@ impl Files {
     pub(super) fn settle_lost(&mut self) -> Refused<()> {
         self.children.retain_mut(|child| matches!(child.try_wait(), Ok(None)));
         let Some(open) = &self.open else { return Ok(()) };
-        let settled = open.ledger.lock().and_then(|mut locked| supervise::settle_lost(&mut locked));
+        let settled = open.ledger.lock().and_then(|mut locked| supervise::settle_abandoned(&mut locked));
         settled.map(|_| ()).map_err(|error| broken(&error))
     }
 
@@ -294,9 +292,10 @@ impl Open {
 
     /// Ends a run whose supervisor died so early that nobody could watch it. Best effort: the next heartbeat tries again.
     fn settle_unsupervised(&self) {
-        let supervised = || StreamFile::read(self.ledger.folder()).ok().flatten().is_some_and(|now| now.supervised);
-        if !self.ended && !self.previous && supervised() && supervise::supervisor_pid(&self.ledger).is_none() {
-            let _ = self.ledger.lock().and_then(|mut locked| supervise::settle_lost(&mut locked));
+        let is_owed = |now: StreamFile| now.supervised || now.request_id.is_some();
+        let owed = || StreamFile::read(self.ledger.folder()).ok().flatten().is_some_and(is_owed);
+        if !self.ended && !self.previous && owed() && supervise::supervisor_pid(&self.ledger).is_none() {
+            let _ = self.ledger.lock().and_then(|mut locked| supervise::settle_abandoned(&mut locked));
         }
     }
 
@@ -329,25 +328,17 @@ impl Open {
         }
         let acked = self.ack.logs.get(paths::GUEST_LOG).copied().unwrap_or(0);
         self.punched = ledger::trim_log(&self.ledger, acked, self.punched);
-        if self.sent_bytes < TRIM_BYTES || self.ack.seq < self.trim_from {
-            return;
-        }
+        let Some(near) = self.marks.acked(self.ack.seq) else { return };
         let Ok(Some(stream)) = StreamFile::read(self.ledger.folder()) else { return };
-        if stream.stream_id != self.stream_id {
-            return;
-        }
-        if let Ok(Some(point)) = ledger::find_trim_point(self.ledger.folder(), &stream, self.ack.seq)
-            && self.ledger.lock().is_ok_and(|locked| locked.trim(&point).is_ok())
+        if stream.stream_id == self.stream_id
+            && let Ok(Some(point)) = ledger::find_trim_point(self.ledger.folder(), &stream, near)
         {
-            self.sent_bytes = 0;
+            let _ = self.ledger.lock().and_then(|locked| locked.trim(&point));
         }
-        // Not with every acknowledgement: finding the place reads all that is acknowledged.
-        self.trim_from = self.tail.last_seq();
     }
 
     fn send_events(&mut self, out: &mut Vec<u8>) -> Result<Done, LedgerError> {
         let mut bad = BadLines::default();
-        let before = out.len();
         let ended = &mut self.ended;
         let tailed = self.tail.read(&self.folder, |piece| match piece {
             Piece::Event { line, terminal, .. } => {
@@ -358,14 +349,15 @@ impl Open {
             Piece::Bad { offset, bytes, reason, sample } => bad.add(offset, bytes, reason, sample),
         })?;
         bad.tell(out);
-        self.sent_bytes += (out.len() - before) as u64;
         let seq = self.tail.last_seq();
+        self.marks.add(seq, self.tail.offset());
         match tailed {
             Tailed::More => Ok(Done::MoreEvents(seq)),
             Tailed::AtEnd => Ok(Done::EventsTo(seq)),
             Tailed::Replaced => match StreamFile::read(&self.folder)? {
                 Some(stream) if stream.stream_id == self.stream_id && !stream.retiring => {
                     self.tail.reopen();
+                    self.marks = Marks::default();
                     Ok(Done::MoreEvents(seq))
                 }
                 Some(stream) if stream.stream_id != self.stream_id => Ok(Done::NewStream(seq)),

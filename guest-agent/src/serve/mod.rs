@@ -1,6 +1,7 @@
 //! Serves a session over standard input and output.
 
 mod files;
+mod marks;
 mod output;
 mod stream;
 

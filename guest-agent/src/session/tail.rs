@@ -78,6 +78,11 @@ impl EventTail {
         self.last_seq
     }
 
+    /// Where in the file the lines that were read end.
+    pub fn offset(&self) -> u64 {
+        self.cursor.offset
+    }
+
     /// Goes on in the file that has the name now: the same stream, trimmed.
     pub fn reopen(&mut self) {
         (self.file, self.cursor, self.base_seq) = (None, LineCursor::new(), self.last_seq);
