@@ -104,6 +104,12 @@ pub enum Error {
         /// What the kernel says.
         source: std::io::Error,
     },
+    /// Something of the user's lies where an output would go, or the folder is pika-cloud's own. Nothing was touched.
+    #[error("{}: is in the way of the outputs, and was not put there as one: nothing was touched; move it away, or name another folder with --output", path.display())]
+    OutputInTheWay {
+        /// What is in the way.
+        path: PathBuf,
+    },
     /// What was waited for did not come in time.
     #[error("runtime `{runtime_id}`: not {wanted} within {} s; it goes on", after.as_secs())]
     WaitTimedOut {
