@@ -443,7 +443,7 @@ fn lines_that_are_no_events() {
     assert_eq!(first["bytes"], "no event\n".len() + line.len() + 1001 + 60_000);
     assert_eq!(first["sample"], "no event");
     assert!(
-        first["reason"].as_str().unwrap().starts_with("4 lines in a row are no events; the first: event is malformed")
+        first["reason"].as_str().unwrap().starts_with("4 lines in a row are no events; the first: not a JSON object")
     );
     let second = stream.find_notice("bad_line");
     assert!(second["reason"].as_str().unwrap().contains("2 lines in a row are no events; the first: longer than"));
@@ -463,7 +463,8 @@ fn lines_that_are_no_events() {
 fn a_flood_of_bad_lines_is_told_in_few_words() {
     let guest = Guest::new();
     guest.ok(&["ready"]);
-    append(&guest, &b"\n".repeat(1_000_000));
+    append(&guest, &b"\n".repeat(500_000));
+    append(&guest, &b"{}\n".repeat(50_000));
     let said = guest.observe();
     assert!(said.len() < 20, "{}", said.len());
 }

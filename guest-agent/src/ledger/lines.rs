@@ -94,6 +94,10 @@ pub enum Unfit {
 /// The reader's rule: a line counts if it is an event whose `seq` is above the last one that counted. A jump is a gap, and
 /// the host says so; a repeat is left out.
 pub fn judge(line: &[u8], base_seq: u64, last_seq: u64) -> Result<EventHead<'_>, Unfit> {
+    // A flood of what is plainly no object is not worth a parser's words.
+    if !matches!(line.first(), Some(b'{' | b' ' | b'\t' | b'\r')) {
+        return Err(Unfit::NoEvent("not a JSON object".to_owned()));
+    }
     match head(line) {
         Ok(head) if head.seq > last_seq => Ok(head),
         Ok(head) if head.seq <= base_seq && head.seq > 0 => Err(Unfit::Trimmed),
