@@ -104,6 +104,11 @@ fn put(folder: &Path, bytes: &[u8]) {
     fs::write(folder.join(FILE_NAME), bytes).unwrap();
 }
 
+/// How many whole lines there are.
+fn lines_of(bytes: &[u8]) -> usize {
+    bytes.split(|byte| *byte == b'\n').count() - 1
+}
+
 fn records(bytes: &[u8]) -> Vec<Record> {
     let lines = bytes.split(|byte| *byte == b'\n').filter(|line| !line.is_empty());
     lines.map(|line| format::read(line).unwrap()).collect()
@@ -168,7 +173,7 @@ async fn blanks_around_an_event_are_kept() {
     drop(journal);
     assert_eq!(open(folder.path()).unwrap().view(), &live);
     let kept = follow_all(folder.path()).unwrap().into_iter().filter_map(|record| match record.body {
-        Body::Guest(line) => Some(line.get().to_owned()),
+        Body::Guest(event) => Some(event.get().to_owned()),
         _ => None,
     });
     assert!(kept.eq(lines));
@@ -197,7 +202,7 @@ async fn every_cut_gives_a_valid_prefix() {
     for cut in 0..=bytes.len() {
         put(folder.path(), &bytes[..cut]);
         let mut journal = Journal::open(folder.path(), RUNTIME, committer.clone()).unwrap();
-        let whole = bytes[..cut].iter().filter(|byte| **byte == b'\n').count();
+        let whole = lines_of(&bytes[..cut]);
         // Where nothing whole is left it begins anew, with its header.
         assert_eq!(journal.view(), &views[whole.max(1)], "cut at {cut}");
         let (kept, _) = synced.iter().rfind(|(length, _)| *length <= cut as u64).cloned().unwrap_or_default();
@@ -254,7 +259,7 @@ async fn a_flipped_bit_never_makes_a_wrong_record() {
         // All eight are flipped, though not all at each byte: that is a matter of the test's time.
         for bit in [at % 8, (at * 3 + 1) % 8] {
             file.write_all_at(&[byte ^ (1 << bit)], at as u64).unwrap();
-            let line = bytes[..at].iter().filter(|byte| **byte == b'\n').count();
+            let line = lines_of(&bytes[..at]);
             match recover(&mut file, &path, RUNTIME) {
                 Ok((view, valid)) => {
                     assert_eq!(view, views[usize::try_from(view.next_n).unwrap()], "bit {bit} of byte {at}");

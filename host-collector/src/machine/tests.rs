@@ -1,5 +1,7 @@
 //! Each transition and each failure path by itself, then random worlds and random nonsense.
 
+#![expect(clippy::unchecked_time_subtraction, reason = "a time that goes backwards fails the test")]
+
 use std::collections::VecDeque;
 
 use pika_cloud_common::State;
@@ -330,24 +332,18 @@ fn a_create_that_another_collector_began_is_taken_over() {
 #[test]
 fn what_fails_in_passing_is_tried_again_for_a_while() {
     let begin = Duration::from_secs(1000);
-    let fail: [(&str, &dyn Fn(&mut Bench)); 3] = [
-        ("looking", &|bench| {
-            bench.feed(Input::Looked(Err(transient())));
-        }),
-        ("creating", &|bench| {
-            bench.found(Found::Absent);
-            bench.feed(Input::Created(Err(transient())));
-        }),
-        ("starting", &|bench| {
-            bench.found(Found::Stopped);
-            bench.feed(Input::Started(Err(transient())));
-        }),
+    let cases = [
+        ("looking", vec![Input::Looked(Err(transient()))]),
+        ("creating", vec![Input::Looked(Ok(Found::Absent)), Input::Created(Err(transient()))]),
+        ("starting", vec![Input::Looked(Ok(Found::Stopped)), Input::Started(Err(transient()))]),
     ];
-    for (what, fail) in fail {
+    for (what, answers) in cases {
         let mut bench = Bench::new(plan());
         let mut tries = 0;
         loop {
-            fail(&mut bench);
+            for answer in &answers {
+                bench.feed(answer.clone());
+            }
             tries += 1;
             if bench.phase() != Phase::Looking {
                 break;
@@ -612,13 +608,12 @@ fn a_live_workload_is_asked_to_end_and_has_its_grace() {
 #[test]
 fn elsewhere_a_cancel_is_the_end_at_once() {
     let mut phases = Vec::new();
-    let steps: [&dyn Fn(&mut Bench); 4] =
-        [&|_| (), &|bench| _ = bench.found(Found::Absent), &|bench| _ = bench.feed(Input::Created(Ok(()))), &|bench| {
-            _ = bench.feed(Input::Started(Ok(())))
-        }];
-    for count in 1..=steps.len() {
+    let answers = [Input::Looked(Ok(Found::Absent)), Input::Created(Ok(())), Input::Started(Ok(()))];
+    for count in 0..=answers.len() {
         let mut bench = Bench::new(plan());
-        steps[..count].iter().for_each(|step| step(&mut bench));
+        for answer in &answers[..count] {
+            bench.feed(answer.clone());
+        }
         phases.push(bench.phase());
         bench.feed(Input::Cancel);
         bench.has_ended(&Outcome::Cancelled);
@@ -738,7 +733,7 @@ impl Watch {
         assert_eq!(self.ends, 1, "a verdict without an end");
         assert!(!self.start.concluded, "a second verdict");
         let completed = matches!(self.start.ended, Some(Ended { outcome: Outcome::Completed { .. }, .. }));
-        let wanted = !self.collects_nothing && !(self.collects_failures && completed);
+        let wanted = !(self.collects_nothing || (self.collects_failures && completed));
         assert!(self.collects > 0 || !wanted, "no collection was tried");
         self.concludes += 1;
     }
