@@ -326,6 +326,20 @@ fn numbers_that_jump_repeat_and_overflow() {
     assert!(refused.stderr.contains("highest seq"), "{}", refused.stderr);
 }
 
+/// A last word whose number was there already is no event to a reader, so it must be none to a writer.
+#[test]
+fn a_forged_last_word_with_a_repeated_number_ends_nothing() {
+    let guest = Guest::new();
+    guest.ok(&["starting"]);
+    guest.ok(&["ready"]);
+    let forged =
+        r#"{"schema_version":1,"seq":2,"timestamp":"2026-01-01T00:00:00Z","kind":"failed","message":"forged"}"#;
+    let mut file = std::fs::OpenOptions::new().append(true).open(guest.path("events.jsonl")).unwrap();
+    writeln!(file, "{forged}").unwrap();
+    guest.ok(&["progress", "on"]);
+    guest.ok(&["completed"]);
+}
+
 #[test]
 fn no_space_for_an_event() {
     let guest = Guest::new();

@@ -2,7 +2,8 @@
 //!
 //! ```text
 //!   fast   hint == seq of the last whole line       that line repeats the state, nothing else is read
-//!   slow   hint missing or other, odd last line     every line is judged by the reader's rule
+//!   slow   hint missing or other, odd last line,    every line is judged by the reader's rule
+//!          or one that says that nothing follows
 //! ```
 
 use std::ops::ControlFlow;
@@ -66,7 +67,8 @@ pub fn find_last(fd: impl AsFd, len: u64, base_seq: u64, hint: Option<u64>, no_r
     }
     if let Some(event) = last_line(&fd, len)? {
         let sound = Some(event.seq) == hint && event.seq > base_seq && event.kind.is_guest_emitted();
-        if sound && (no_result || event.kind.is_terminal()) {
+        // That nothing may follow is not taken from one line: a repeated `seq` is none that a reader counts.
+        if sound && no_result && !event.kind.is_terminal() {
             return Ok(Last::of(event));
         }
     }

@@ -342,6 +342,7 @@ async fn lines_that_were_edited_are_told() {
     let twice =
         sealed(r#"{"n":3,"at":"2026-01-31T12:00:00Z","inc":1,"guest":{},"host":{"what":"finished","destroyed":true}"#);
     let shifted = sealed(r#"{"guest":{"seq":1},"n":3,"at":"2026-01-31T12:00:00Z","inc":1"#);
+    let not_last = sealed(r#"{"n":3,"at":"2026-01-31T12:00:00Z","inc":1,"guest":{"seq":1},"more":1"#);
     let mut second_header = Vec::new();
     let body = Body::Journal(super::Header { version: 1, runtime_id: RUNTIME.to_owned() });
     format::write_host(3, &at, 0, &body, &mut second_header);
@@ -350,10 +351,11 @@ async fn lines_that_were_edited_are_told() {
         format::write_host(0, &at, 1, &Body::Host(HostRecord::Finished { destroyed: true }), &mut line);
         line
     };
-    let cases: [(u64, Vec<&[u8]>); 6] = [
+    let cases: [(u64, Vec<&[u8]>); 7] = [
         (4, [&lines[..3], &[&unknown]].concat()),
         (4, [&lines[..3], &[&twice]].concat()),
         (4, [&lines[..3], &[&shifted]].concat()),
+        (4, [&lines[..3], &[&not_last]].concat()),
         (4, [&lines[..3], &lines[4..]].concat()),
         (4, [&lines[..3], &[&second_header]].concat()),
         (1, vec![&no_header]),
@@ -526,6 +528,31 @@ async fn no_document_of_a_guest_makes_a_journal_unreadable() {
     let live = journal.view().clone();
     drop(journal);
     assert_eq!(open(folder.path()).unwrap().view(), &live);
+}
+
+#[tokio::test]
+async fn a_view_says_what_was_recorded() {
+    let folder = TempDir::new().unwrap();
+    small_life(folder.path()).await;
+    let mut journal = open(folder.path()).unwrap();
+    let view = journal.view();
+    let sent = view.start_sent.as_ref().unwrap();
+    assert_eq!((sent.request_id.as_str(), sent.stream_id.as_str()), ("job-7.1", "s-1"));
+    assert_eq!((view.incarnation, view.accepted, view.finished), (1, false, false));
+    assert_eq!((view.state.as_ref(), view.last_event().unwrap().seq), (Some(&State::Failed), 3));
+    assert_eq!(view.terminal.as_ref().unwrap().exit_code(), Some(3));
+    assert_eq!((view.boot_id.as_deref(), view.agent.as_deref()), (Some("boot-1"), Some("0.1.0")));
+    journal.host(HostRecord::Accepted { request_id: "job-7.1".to_owned() });
+    journal.host(HostRecord::Notice { notice: Notice::Gap { first_seq: 9 } });
+    journal.host(HostRecord::BadLine { reason: String::new(), sample: String::new() });
+    journal.host(HostRecord::Missing { after_seq: 3, count: 5 });
+    journal.host(HostRecord::Finished { destroyed: false });
+    let view = journal.view();
+    assert_eq!((view.accepted, view.gaps, view.bad_lines, view.finished), (true, 6, 1, true));
+    journal.begin("v1:bb".to_owned());
+    let view = journal.view();
+    assert_eq!((view.incarnation, view.next_n, view.state.as_ref()), (2, 15, Some(&State::Requested)));
+    assert_eq!((&view.cursor, view.accepted, &view.verdict, view.gaps), (&None, false, &None, 0), "all else is new");
 }
 
 #[tokio::test]

@@ -8,6 +8,9 @@ use pika_cloud_common::verdict::{Collection, LastEvent, Outcome};
 use pika_cloud_common::wire::{Cursor, Notice};
 use pika_cloud_common::{Event, EventHead, RunResult, State, Status, Timestamp, Verdict};
 
+use serde::Deserialize;
+use serde_json::value::RawValue;
+
 use super::format::{Body, HostRecord, Record};
 
 /// The end of an incarnation, decided and not yet concluded.
@@ -83,6 +86,23 @@ pub struct View {
     last_line: Vec<u8>,
 }
 
+/// Whether an event's `details` hold `progress`, without reading what it holds.
+fn is_progress(line: &[u8]) -> bool {
+    #[derive(Deserialize)]
+    struct Probe<'a> {
+        #[serde(borrow)]
+        details: Option<&'a RawValue>,
+    }
+    #[derive(Deserialize)]
+    struct Details<'a> {
+        #[serde(borrow)]
+        progress: Option<&'a RawValue>,
+    }
+    let details = serde_json::from_slice::<Probe<'_>>(line).ok().and_then(|probe| probe.details);
+    let details = details.and_then(|details| serde_json::from_str::<Details<'_>>(details.get()).ok());
+    details.is_some_and(|details| details.progress.is_some())
+}
+
 impl View {
     /// Takes a record in.
     pub fn apply(&mut self, record: &Record) {
@@ -118,10 +138,13 @@ impl View {
         self.apply_kind(&head.kind, line);
     }
 
-    /// An event that repeats the state is the usual one, and is not read any further.
+    /// An event that repeats the state is the usual one, and is not read any further; before any state, progress repeats
+    /// `starting`.
     fn apply_kind(&mut self, kind: &str, line: &[u8]) {
-        if self.guest_state.as_ref().is_some_and(|state| state.as_str() == kind) {
-            return;
+        match &self.guest_state {
+            Some(state) if state.as_str() == kind => return,
+            None if kind == State::Starting.as_str() && is_progress(line) => return,
+            _ => {}
         }
         let Ok(event) = Event::decode(line) else { return };
         if event.changes_state() {
