@@ -195,7 +195,11 @@ impl Machine {
             return;
         }
         match answer {
-            Ok(()) => self.start_instance(actions),
+            Ok(()) => {
+                self.enter(Phase::Starting);
+                self.boot_deadline = None;
+                self.start_instance(actions);
+            }
             // The create of a collector that died may have come to its end in between.
             Err(failure) if !failure.transient => {
                 self.create_refused = Some(failure);
@@ -207,7 +211,7 @@ impl Machine {
     }
 
     fn start_instance(&mut self, actions: &mut Vec<Action>) {
-        self.phase = Phase::Starting;
+        (self.phase, self.create_refused) = (Phase::Starting, None);
         actions.push(Action::Record(State::Provisioning, "starting the instance".to_owned()));
         actions.push(Action::Start);
     }
@@ -227,7 +231,7 @@ impl Machine {
 
     fn dial(&mut self, now: Duration, actions: &mut Vec<Action>) {
         self.boot_deadline.get_or_insert(now + self.plan.boot);
-        self.phase = Phase::Dialing;
+        (self.phase, self.create_refused) = (Phase::Dialing, None);
         self.retry_at = None;
         self.failing_since = None;
         actions.push(Action::Dial);

@@ -328,6 +328,37 @@ fn a_create_that_another_collector_began_is_taken_over() {
     assert_eq!(bench.phase(), Phase::Starting);
 }
 
+/// What went well begins the patience with the next call anew.
+#[test]
+fn patience_is_for_what_fails_now() {
+    let mut bench = Bench::new(plan());
+    bench.feed(Input::Looked(Err(transient())));
+    bench.wait(SILENCE - SECOND);
+    bench.found(Found::Absent);
+    bench.feed(Input::Created(Ok(())));
+    bench.now += 2 * SECOND;
+    assert_eq!(bench.feed(Input::Started(Err(transient()))), []);
+    assert_eq!(bench.phase(), Phase::Looking);
+    // The boot has all of its time as well, though another instance took of it before.
+    let mut again = Bench::new(plan());
+    again.found(Found::Running);
+    again.lose(lost());
+    again.wait(BOOT - SECOND);
+    again.found(Found::Absent);
+    again.feed(Input::Created(Ok(())));
+    again.feed(Input::Started(Ok(())));
+    assert_eq!(again.wait(2 * SECOND), []);
+    assert_eq!(again.phase(), Phase::Dialing);
+    // And a refusal that came to nothing is forgotten.
+    let mut refused = Bench::new(plan());
+    refused.found(Found::Absent);
+    refused.feed(Input::Created(Err(refusal())));
+    refused.found(Found::Running);
+    refused.lose(lost());
+    refused.wait_next();
+    assert!(refused.found(Found::Absent).contains(&Action::Create));
+}
+
 /// Each by itself: looking goes well in between, and that must not begin the patience anew.
 #[test]
 fn what_fails_in_passing_is_tried_again_for_a_while() {
