@@ -484,7 +484,7 @@ async fn run(journal: &mut Journal, op: Op) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(96))]
+    #![proptest_config(ProptestConfig::with_cases(48))]
 
     #[test]
     fn a_live_view_is_the_recovered_one(ops in prop::collection::vec(op(), 1..40)) {

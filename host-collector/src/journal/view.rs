@@ -52,6 +52,10 @@ pub struct View {
     pub state: Option<State>,
     /// How far the stream is in the journal, and the logs beside it.
     pub cursor: Option<Cursor>,
+    /// Streams that were followed so far.
+    pub streams: u32,
+    /// The hash of the spec that it was begun for.
+    pub spec_hash: Option<String>,
     /// The boot in which the stream began.
     pub boot_id: Option<String>,
     /// The agent's version.
@@ -158,11 +162,12 @@ impl View {
 
     fn apply_host(&mut self, incarnation: u32, at: &Timestamp, record: &HostRecord) {
         match record {
-            HostRecord::Requested { .. } => {
+            HostRecord::Requested { spec_hash } => {
                 *self = Self {
                     incarnation,
                     next_n: self.next_n,
                     requested_at: Some(at.clone()),
+                    spec_hash: Some(spec_hash.clone()),
                     state: Some(State::Requested),
                     ..Self::default()
                 };
@@ -170,6 +175,7 @@ impl View {
             HostRecord::State { state, .. } => self.state = Some(state.clone()),
             HostRecord::Stream { stream_id, boot_id, agent, after_seq, digest } => {
                 self.begin_stream(stream_id, *after_seq, *digest);
+                self.streams += 1;
                 self.boot_id = Some(boot_id.clone());
                 self.agent = Some(agent.clone());
             }

@@ -876,7 +876,7 @@ fn input() -> impl Strategy<Value = Input> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(700))]
+    #![proptest_config(ProptestConfig::with_cases(300))]
 
     /// Inputs in any order, at any time, over any number of collectors that die anywhere.
     #[test]
@@ -1097,7 +1097,7 @@ impl Run {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(700))]
+    #![proptest_config(ProptestConfig::with_cases(300))]
 
     /// Invariant 7 and the end of everything: whatever the world does, there is a verdict in bounded time.
     #[test]

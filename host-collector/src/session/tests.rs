@@ -543,7 +543,7 @@ fn any_cursor() -> impl Strategy<Value = Option<Cursor>> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(256))]
+    #![proptest_config(ProptestConfig::with_cases(128))]
 
     #[test]
     fn cuts_do_not_matter(
