@@ -23,7 +23,7 @@ pub struct Line {
 pub struct Running {
     child: Child,
     began: Instant,
-    peak_kib: u64,
+    memory: Memory,
     stdout: Reading,
     stderr: Reading,
 }
@@ -82,7 +82,7 @@ impl Running {
         let mut child = command.spawn().unwrap_or_else(|error| panic!("{command:?}: {error}"));
         let stdout = Reading::of(child.stdout.take().expect("its output is a pipe"));
         let stderr = Reading::of(child.stderr.take().expect("its errors are a pipe"));
-        Self { child, began: Instant::now(), peak_kib: 0, stdout, stderr }
+        Self { memory: Memory::of(child.id()), child, began: Instant::now(), stdout, stderr }
     }
 
     /// Its process id.
@@ -128,12 +128,11 @@ impl Running {
             if let Some(status) = self.child.try_wait().expect("a child can be waited for") {
                 break status;
             }
-            self.peak_kib = self.peak_kib.max(peak_kib(self.child.id()));
             let said = self.stderr.text();
             assert!(self.began.elapsed() < limit, "still running after {} s; it said: {said}", limit.as_secs());
             std::thread::sleep(Duration::from_millis(5));
         };
-        let took = self.began.elapsed();
+        let took = self.memory.ended().unwrap_or_else(Instant::now) - self.began;
         for reading in [&mut self.stdout, &mut self.stderr] {
             let _ = reading.thread.take().map(JoinHandle::join);
         }
@@ -142,7 +141,7 @@ impl Running {
             stdout: self.stdout.text(),
             stderr: self.stderr.text(),
             took,
-            peak_kib: self.peak_kib,
+            peak_kib: self.memory.peak(),
         }
     }
 }
@@ -172,9 +171,48 @@ impl Finished {
     }
 }
 
-/// `VmHWM`: the kernel's own record of the peak, so that looking rarely misses nothing but the very end.
-fn peak_kib(pid: u32) -> u64 {
-    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
-    line.and_then(|line| line.split_whitespace().next()?.parse().ok()).unwrap_or(0)
+/// Looks at a process's memory for as long as it runs.
+#[derive(Debug)]
+struct Memory {
+    seen: Arc<Mutex<Seen>>,
+}
+
+#[derive(Debug, Default)]
+struct Seen {
+    peak_kib: u64,
+    /// When it was found to have ended.
+    ended: Option<Instant>,
+}
+
+impl Memory {
+    fn of(pid: u32) -> Self {
+        let seen = Arc::new(Mutex::new(Seen::default()));
+        let shared = Arc::clone(&seen);
+        std::thread::spawn(move || {
+            while let Some(kib) = peak_kib(pid) {
+                let mut seen = shared.lock().unwrap_or_else(PoisonError::into_inner);
+                seen.peak_kib = seen.peak_kib.max(kib);
+                drop(seen);
+                std::thread::sleep(Duration::from_millis(5));
+            }
+            shared.lock().unwrap_or_else(PoisonError::into_inner).ended = Some(Instant::now());
+        });
+        Self { seen }
+    }
+
+    fn peak(&self) -> u64 {
+        self.seen.lock().unwrap_or_else(PoisonError::into_inner).peak_kib
+    }
+
+    fn ended(&self) -> Option<Instant> {
+        self.seen.lock().unwrap_or_else(PoisonError::into_inner).ended
+    }
+}
+
+/// `VmHWM`: the kernel's own record of the peak, so that looking rarely misses nothing but the very end. A process that has
+/// ended has none.
+fn peak_kib(pid: u32) -> Option<u64> {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
+    line.split_whitespace().next()?.parse().ok()
 }

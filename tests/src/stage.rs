@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Mutex, PoisonError};
+use std::time::Instant;
 
 use serde_json::Value;
 use tempfile::TempDir;
@@ -24,6 +25,7 @@ pub struct Stage {
     name: String,
     scratch: TempDir,
     instances: Mutex<Vec<String>>,
+    began: Instant,
 }
 
 impl Stage {
@@ -34,7 +36,7 @@ impl Stage {
         let count = COUNT.fetch_add(1, Ordering::Relaxed);
         let name = format!("{test}-{}-{count}", std::process::id());
         let scratch = tempfile::Builder::new().prefix("pika-test-").tempdir().expect("a folder for the test");
-        Self { name, scratch, instances: Mutex::default() }
+        Self { name, scratch, instances: Mutex::default(), began: Instant::now() }
     }
 
     /// A path in the stage's folder.
@@ -208,5 +210,6 @@ impl Drop for Stage {
         for name in self.instances.lock().unwrap_or_else(PoisonError::into_inner).drain(..) {
             Incus.delete(&name);
         }
+        println!("{}: {:.1} s", self.name, self.began.elapsed().as_secs_f64());
     }
 }

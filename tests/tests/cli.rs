@@ -1,5 +1,7 @@
 //! Each command of `pika-cloud` once, as a user meets it.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 use std::process::Command;
 
 use pika_cloud_tests::{Incus, Lab, Running, Stage, eventually};

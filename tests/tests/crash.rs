@@ -1,5 +1,11 @@
 //! What dies on the way: the collector, the agent's stream, the writers. Nothing is lost, nothing happens twice.
 
+#![allow(
+    clippy::format_collect,
+    clippy::unwrap_used,
+    reason = "a test fails by panicking, and reads better than it runs fast"
+)]
+
 use std::time::Duration;
 
 use pika_cloud_tests::{Chance, Incus, Journal, Running, Spec, Stage, eventually, until};
@@ -46,9 +52,9 @@ fn check_counted(stage: &Stage, spec: &Spec, steps: u32) {
 /// Invariants 1, 2, 6 and 9.
 #[test]
 fn a_collector_killed_at_ten_random_moments_goes_on() {
+    const STEPS: u32 = 30;
     let mut chance = Chance::new("collector");
     let stage = Stage::new("killed");
-    const STEPS: u32 = 30;
     let spec = stage.spec(&counted(STEPS));
     let mut moments = Vec::new();
     for round in 0..10 {

@@ -1,6 +1,12 @@
 //! A guest whose root means harm. Its own runtime gets a verdict, the host keeps its memory and its files, the instance is
 //! destroyed, and a job beside it notices nothing.
 
+#![allow(
+    clippy::format_collect,
+    clippy::unwrap_used,
+    reason = "a test fails by panicking, and reads better than it runs fast"
+)]
+
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -75,7 +81,7 @@ fn harmful(stage: &Stage, harm: &str) -> Spec {
 const IMPOSTORS: [(&str, &str); 5] = [
     ("fifo", "mkfifo $F"),
     ("link", "ln -s /etc/passwd $F"),
-    ("device", "mknod $F c 1 5 || mkfifo $F"),
+    ("device", "touch $F; mount --bind /dev/zero $F || exit 9"),
     ("folder", "mkdir $F; echo x > $F/x"),
     ("endless", "ln -s $F $F"),
 ];
@@ -181,20 +187,22 @@ fn limits_of_artifacts_hold() {
     assert_eq!(ended[2].1["verdict"], "completed");
 }
 
-/// Invariant 5, with more files than any collection takes.
+/// Invariant 5, with more files than any collection takes, and than the agent looks at in one folder (100,000).
+///
+/// A million of them take a container minutes to make, so that is asked for by `PIKA_TEST_ARTIFACTS=1000000`.
 #[test]
-fn a_million_artifacts_are_cut_at_the_limit() {
-    const FILES: u32 = 1_000_000;
+fn more_artifacts_than_anyone_takes_are_cut_at_the_limit() {
+    let files: u32 = std::env::var("PIKA_TEST_ARTIFACTS").map_or(200_000, |files| files.parse().unwrap());
     let stage = Stage::new("million");
     let harm = format!(
-        "mkdir artifacts/m; cd artifacts/m; w() {{ i=$1; while [ $i -lt {FILES} ]; do : > f$i; i=$((i+4)); done; }}
-        w 0 & w 1 & w 2 & w 3 & wait; cut -d' ' -f1 /proc/uptime"
+        "mkdir artifacts/m; cd artifacts/m; make() {{ i=$1; while [ $i -lt {files} ]; do : > f$i; i=$((i+2)); done; }}
+        make 0 & make 1 & wait"
     );
     let spec = harmful(&stage, &harm).with("watchdogs.collect_secs", 60).with("limits.artifact_files", 2_000);
     let bystander = Bystander::start(&stage);
     let done = stage.start(&spec).finish_within(Duration::from_secs(400));
     bystander.check(&stage);
-    println!("{FILES} artifacts: {:.1} s for making them, collecting and destroying", done.took.as_secs_f64());
+    println!("{files} artifacts: {:.1} s for making them, collecting and destroying", done.took.as_secs_f64());
     assert_eq!(done.code, Some(125), "{}", done.stderr);
     let verdict = check(&stage, &spec, &done);
     assert_eq!(verdict["verdict"], "completed");
@@ -299,7 +307,7 @@ fn a_flood_of_events_is_cut_at_the_limit() {
 fn a_guest_that_kills_its_own_side_died() {
     let stage = Stage::new("suicide");
     let supervisor = harmful(&stage, "kill -9 $PPID; sleep 100");
-    let off = harmful(&stage, "poweroff; sleep 100");
+    let off = harmful(&stage, "poweroff -f; sleep 100");
     let removed = harmful(&stage, "rm -rf /run/pika-cloud").with("watchdogs.run_secs", 20);
     let moved = harmful(&stage, "mv /run/pika-cloud /run/elsewhere; ln -s /run/elsewhere /run/pika-cloud");
     let moved = moved.with("watchdogs.run_secs", 20);
@@ -316,10 +324,11 @@ fn a_guest_that_kills_its_own_side_died() {
     assert_eq!(died(1), "instance_stopped");
     assert_eq!(ended[1].1["evidence"]["instance_status"], "Stopped");
     died(2);
-    died(3);
+    // Its supervisor still holds the folder, and may say its last word into it; nothing is collected through a link.
+    assert!([125, 126].contains(&ended[3].0), "{}", ended[3].1);
     assert_eq!(died(4), "supervisor_lost");
     for spec in &specs {
-        assert_eq!(stage.outputs(spec).log(), "before\n", "what had come is kept");
+        assert!(stage.outputs(spec).log().starts_with("before\n"), "what had come is kept");
     }
 }
 
@@ -332,7 +341,7 @@ fn with_agent(stage: &Stage, name: &str, script: &str) -> Spec {
     std::fs::set_permissions(&program, PermissionsExt::from_mode(0o755)).unwrap();
     let mounts = json!([{ "kind": "read_only_snapshot", "guest_path": "/usr/local/sbin", "source": folder }]);
     let spec = stage.spec("echo never run").with("mounts", mounts).with("watchdogs.collect_secs", 3);
-    spec.with("watchdogs.boot_secs", 10).with("watchdogs.run_secs", 3).with("watchdogs.stop_grace_secs", 0)
+    spec.with("watchdogs.boot_secs", 4).with("watchdogs.run_secs", 3).with("watchdogs.stop_grace_secs", 0)
 }
 
 const HELLO: &str = r#"read -r hello; echo '{"hello":{"protocol":1,"agent":"0.1.0","schema_version":1,"stream_id":"evil","boot_id":"b","first_seq":1,"last_seq":1}}'"#;
@@ -377,7 +386,7 @@ fn agents_that_speak_garbage_end_their_runtime() {
         ("unknown", after_hello(r#"yes '{"surprise":{"a":1}}'"#)),
     ];
     let specs: Vec<Spec> = agents.iter().map(|(name, script)| with_agent(&stage, name, script)).collect();
-    for (chunk, agents) in specs.chunks(4).zip(agents.chunks(4)) {
+    for (chunk, agents) in specs.chunks(8).zip(agents.chunks(8)) {
         for ((code, verdict), (name, _)) in run_all(&stage, chunk).into_iter().zip(agents) {
             let ended = verdict["verdict"].as_str().unwrap_or_default();
             assert!(
@@ -437,7 +446,7 @@ fn archives_that_reach_out_of_their_folder_get_nowhere() {
         ("twice", entry("a", "one!") + &entry("a", "two!") + DONE),
         ("dot", entry(".", "evil") + DONE),
         ("empty", entry("", "evil") + DONE),
-        ("nul", entry("a\\\\u0000b", "evil") + DONE),
+        ("nul", entry("a\\u0000b", "evil") + DONE),
         ("liar", entry("good", "good").replace(&pika_cloud_tests::sha256(b"good"), &"0".repeat(64)) + DONE),
         ("huge", r#"echo '{"entry":{"path":"a","mode":420,"size":10737418240,"offset":0,"len":10737418240}}'; cat /dev/zero"#.to_owned()),
         ("hole", r#"echo '{"entry":{"path":"a","mode":420,"size":10,"offset":5,"len":0}}'; "#.to_owned() + DONE),
@@ -449,7 +458,7 @@ fn archives_that_reach_out_of_their_folder_get_nowhere() {
         .iter()
         .map(|(name, entries)| with_agent(&stage, name, &archivist(entries)).with("limits.artifact_files", 500))
         .collect();
-    for (chunk, agents) in specs.chunks(4).zip(agents.chunks(4)) {
+    for (chunk, agents) in specs.chunks(8).zip(agents.chunks(8)) {
         for (((code, verdict), spec), (name, _)) in run_all(&stage, chunk).into_iter().zip(chunk).zip(agents) {
             assert_eq!(verdict["verdict"], "completed", "{name}: the guest's own word");
             let complete = verdict["evidence"]["collection"]["complete"] == true;

@@ -1,5 +1,7 @@
 //! The guest's ledger under many writers, in a real guest.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 use pika_cloud_tests::{Incus, LIMIT, Stage, until};
 use serde_json::Value;
 use std::collections::BTreeMap;

@@ -1,5 +1,11 @@
 //! Many runtimes at once, and many who want the same one.
 
+#![allow(
+    clippy::format_collect,
+    clippy::unwrap_used,
+    reason = "a test fails by panicking, and reads better than it runs fast"
+)]
+
 use pika_cloud_tests::{Incus, Spec, Stage, eventually};
 
 #[test]
