@@ -35,6 +35,9 @@ pub const MAX_ENV_BYTES: usize = 96 * 1024;
 /// [`MAX_LINE_BYTES`] is for what stands around them. A spec with more is refused.
 pub const MAX_START_BYTES: usize = MAX_LINE_BYTES - 8 * 1024;
 
+/// Log files of one incarnation. The agent sends no more, and the host takes no more: what is left out is said.
+pub const MAX_LOG_FILES: usize = 64;
+
 /// How often each side says that it lives.
 pub const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(5);
 

@@ -12,12 +12,12 @@
 use std::fmt::Write as _;
 use std::fs::{self, File};
 use std::io::{self, Write as _};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
 use pika_cloud_common::digest::Digest;
 use pika_cloud_common::wire::{ArchiveLimits, Entry};
-use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, ResolveFlags};
+use rustix::fs::{AtFlags, Mode, OFlags, ResolveFlags};
 use sha2::{Digest as _, Sha256};
 
 /// The archive cannot go on.
@@ -185,11 +185,6 @@ impl ArtifactTree {
             self.remove(&current.path)?;
             return Err(ArtifactError::Guest { path: current.path, problem: "its bytes do not have its digest" });
         }
-        current.file.sync_data().map_err(|source| ArtifactError::Io {
-            path: current.path.clone(),
-            doing: "syncing",
-            source,
-        })?;
         self.files += 1;
         self.bytes += current.offset;
         // sha256sum's own escape: a backslash before the line says that backslashes in it are doubled.
@@ -290,7 +285,10 @@ impl ArtifactTree {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(io("removing an earlier tree")(error)),
             _ => {}
         }
-        sync_folders(&self.folder).map_err(io("syncing"))?;
+        // One sync for the whole tree: a sync for each file would make a guest with many small ones wait for the disk.
+        if self.entries > 0 {
+            File::open(&self.partial).and_then(|folder| Ok(rustix::fs::syncfs(folder)?)).map_err(io("syncing"))?;
+        }
         fs::rename(&self.partial, &artifacts).map_err(io("naming the folder"))?;
         let manifest = folder.join("artifacts.sha256");
         crate::state_dir::replace(&manifest, self.manifest.as_bytes())
@@ -301,20 +299,6 @@ impl ArtifactTree {
 
 /// How a folder is opened to work below it.
 const FOLDER: OFlags = OFlags::PATH.union(OFlags::DIRECTORY).union(OFlags::CLOEXEC);
-
-/// Makes the names in a tree of folders durable. It is as deep as its paths at most.
-fn sync_folders(folder: &impl AsFd) -> io::Result<()> {
-    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let opened = rustix::fs::openat(folder, ".", flags, Mode::empty())?;
-    for entry in Dir::read_from(&opened)? {
-        let entry = entry?;
-        let name = entry.file_name();
-        if entry.file_type() == FileType::Directory && !matches!(name.to_bytes(), b"." | b"..") {
-            sync_folders(&rustix::fs::openat(&opened, name, FOLDER | OFlags::NOFOLLOW, Mode::empty())?)?;
-        }
-    }
-    Ok(rustix::fs::fsync(&opened)?)
-}
 
 #[cfg(test)]
 mod tests;

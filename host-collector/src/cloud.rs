@@ -121,8 +121,9 @@ impl Cloud {
                     let earlier = driver.journal().view().verdict.is_some();
                     let id = &spec.identity.runtime_id;
                     self.drive(id, &mut driver, Until::Done, cancel.clone()).await?;
-                    if let Some(reason) = driver.left_behind() {
-                        tracing::warn!("runtime {id}: its instance is left behind: {reason}");
+                    if let Some(message) = driver.left_behind() {
+                        let instance = spec.identity.instance_name.clone();
+                        return Err(Error::NotDestroyed { instance, message: message.to_owned() });
                     }
                     match driver.journal().view().verdict.clone() {
                         Some(verdict) if !(earlier && rerun == Rerun::Again) => return Ok(verdict),
@@ -164,10 +165,11 @@ impl Cloud {
         }
     }
 
-    /// Drives a runtime on that was begun earlier, until its end.
+    /// Waits until a runtime that was begun is ready, or has ended; gives what its journal says then. Where nobody drives it,
+    /// it is driven from here for as long as it is waited for.
     ///
     /// # Errors
-    /// As [`Cloud::run`]; also where there is no such runtime.
+    /// As [`Cloud::run`]; also where there is no such runtime, or the condition does not come before `deadline`.
     pub async fn wait(&self, runtime_id: &str, condition: Condition, deadline: Duration) -> Result<View, Error> {
         let folder = self.folder(runtime_id)?;
         let wanted = match condition {
@@ -195,7 +197,8 @@ impl Cloud {
             loop {
                 let Some(spec) = folder.read_spec() else { return std::future::pending().await };
                 // What was redacted from the spec is needed for the start, so that is left to `run` and `ensure`.
-                let started = read_view(&folder)?.start_sent.is_some() || spec.bootstrap.env.is_empty();
+                let view = read_view(&folder)?;
+                let started = view.incarnation > 0 && (view.accepted || spec.bootstrap.env.is_empty());
                 match if started { self.resume(&folder, spec)? } else { None } {
                     Some(mut driver) => {
                         self.drive(runtime_id, &mut driver, Until::Done, never()).await?;
@@ -247,8 +250,15 @@ impl Cloud {
     /// # Errors
     /// Where the state dir cannot be read.
     pub fn list(&self) -> Result<Vec<(String, View)>, Error> {
-        let names = self.state.runtimes()?;
-        names.into_iter().map(|name| Ok((name.clone(), read_view(&self.state.runtime(&name))?))).collect()
+        let view = |name: String| match read_view(&self.state.runtime(&name)) {
+            Ok(view) => Some((name, view)),
+            // One that cannot be read hides no other.
+            Err(error) => {
+                tracing::warn!("runtime {name} is left out: {error}");
+                None
+            }
+        };
+        Ok(self.state.runtimes()?.into_iter().filter_map(view).collect())
     }
 
     /// The records of a runtime's journal, from its first on, as they become durable.
@@ -289,6 +299,10 @@ impl Cloud {
     pub async fn destroy(&self, runtime_id: &str) -> Result<(), Error> {
         let folder = self.folder(runtime_id)?;
         let Some(spec) = folder.read_spec() else { return Err(unknown(runtime_id)) };
+        if read_view(&folder)?.incarnation == 0 {
+            // Nothing was begun: there is nothing to end, and no verdict to give.
+            return self.destroy_instance(&spec, runtime_id).await;
+        }
         loop {
             match self.resume(&folder, spec.clone())? {
                 // Another process drives it: it is asked, and the instance is looked after once it has let go.
@@ -332,13 +346,13 @@ impl Cloud {
         }
         folder.make()?;
         let Ok(lock) = folder.lock()? else {
-            same_spec(&folder, spec)?;
+            same_spec(&folder, &read_view(&folder)?, spec)?;
             return Ok(Taken::Busy);
         };
         let mut journal = Journal::open(folder.path(), id, self.committer.clone())?;
         let fresh = match (journal.view().finished, rerun) {
             (true, Rerun::Answer) => {
-                same_spec(&folder, spec)?;
+                same_spec(&folder, journal.view(), spec)?;
                 return journal.view().verdict.clone().map(|v| Taken::Finished(Box::new(v))).ok_or_else(|| unknown(id));
             }
             (true, Rerun::Again) => {
@@ -352,13 +366,16 @@ impl Cloud {
             if !checked {
                 crate::preflight::check(&self.client, spec, self.state.owner()).await?;
             }
-            folder.write_spec(spec)?;
             folder.clear_cancel();
             journal.begin(hash(spec));
             journal.commit().await?;
-            crate::state_dir::sync_folder(folder.path())?;
         } else {
-            same_spec(&folder, spec)?;
+            same_spec(&folder, journal.view(), spec)?;
+        }
+        // The journal says whose incarnation it is; the spec's file follows, also where a crash came between the two.
+        if folder.read_spec().is_none_or(|stored| hash(&stored) != hash(spec)) {
+            folder.write_spec(spec)?;
+            crate::state_dir::sync_folder(folder.path())?;
         }
         let driver = self.driver(spec.clone(), folder, lock, journal)?;
         Ok(Taken::Driver { driver, fresh })
@@ -437,12 +454,13 @@ fn unknown(runtime_id: &str) -> Error {
     Error::Unknown { runtime_id: runtime_id.to_owned() }
 }
 
-/// That the runtime was begun for this very spec.
-fn same_spec(folder: &RuntimeFolder, spec: &RuntimeSpec) -> Result<(), Error> {
-    match folder.read_spec() {
-        Some(stored) if hash(&stored) != hash(spec) => {
-            Err(Error::SpecDiffers { runtime_id: spec.identity.runtime_id.clone(), fields: difference(&stored, spec) })
-        }
+/// That the runtime's incarnation was begun for this very spec, as its journal says.
+fn same_spec(folder: &RuntimeFolder, view: &View, spec: &RuntimeSpec) -> Result<(), Error> {
+    match &view.spec_hash {
+        Some(begun) if *begun != hash(spec) => Err(Error::SpecDiffers {
+            runtime_id: spec.identity.runtime_id.clone(),
+            fields: folder.read_spec().map(|stored| difference(&stored, spec)).unwrap_or_default(),
+        }),
         _ => Ok(()),
     }
 }

@@ -10,6 +10,8 @@ use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use pika_cloud_common::limits::MAX_LOG_FILES;
+
 use crate::journal::{LogMark, View};
 
 /// The log files of one incarnation.
@@ -21,11 +23,13 @@ pub(crate) struct LogFiles {
     kept: u64,
     files: BTreeMap<String, LogFile>,
     dirty: BTreeSet<String>,
+    /// Whether files were left out, since there were too many names (Invariant 5).
+    too_many: bool,
 }
 
 #[derive(Debug, Default)]
 struct LogFile {
-    /// Opened at the first write: at most as many descriptors as there are files being written.
+    /// Open from its first bytes until the commit that has them: no descriptor stays for a file that is quiet.
     file: Option<Arc<File>>,
     mark: LogMark,
     /// Whether it says that it goes on beyond the limit.
@@ -56,8 +60,14 @@ impl LogFiles {
     pub(crate) fn open(folder: &Path, limit: u64, view: &View) -> io::Result<Self> {
         fs::create_dir_all(folder)?;
         File::open(folder)?.sync_all()?;
-        let mut logs =
-            Self { folder: folder.to_owned(), limit, kept: 0, files: BTreeMap::new(), dirty: BTreeSet::new() };
+        let mut logs = Self {
+            folder: folder.to_owned(),
+            limit,
+            kept: 0,
+            files: BTreeMap::new(),
+            dirty: BTreeSet::new(),
+            too_many: false,
+        };
         // Of an earlier stream the cursor knows no more, and its bytes stay all the same.
         for (name, length) in &view.log_lengths {
             let guest = view.cursor.as_ref().and_then(|cursor| cursor.logs.get(name)).copied().unwrap_or(0);
@@ -87,12 +97,34 @@ impl LogFiles {
 
     /// Counts bytes up to `end` of the guest's file as taken, and keeps none of them.
     pub(crate) fn skip(&mut self, name: &str, end: u64) {
-        self.files.entry(name.to_owned()).or_default().mark.guest = end;
-        self.dirty.insert(name.to_owned());
+        if self.has_place_for(name) {
+            self.files.entry(name.to_owned()).or_default().mark.guest = end;
+            self.dirty.insert(name.to_owned());
+        }
+    }
+
+    /// Whether the file is known, or one more may be.
+    fn has_place_for(&mut self, name: &str) -> bool {
+        let has_place = self.files.len() < MAX_LOG_FILES || self.files.contains_key(name);
+        self.too_many |= !has_place;
+        has_place
+    }
+
+    /// Whether log files were left out.
+    pub(crate) fn left_some_out(&self) -> bool {
+        self.too_many
+    }
+
+    /// Whether no more bytes are kept, so that only how far the guest is has to be written down.
+    pub(crate) fn is_full(&self) -> bool {
+        self.kept >= self.limit
     }
 
     /// Takes bytes that stand at `offset` of the guest's file. What is beyond the limit is counted as taken, and not kept.
     pub(crate) fn append(&mut self, name: &str, offset: u64, bytes: &[u8]) -> io::Result<()> {
+        if !self.has_place_for(name) {
+            return Ok(());
+        }
         let room = usize::try_from(self.limit.saturating_sub(self.kept)).unwrap_or(usize::MAX);
         let end = offset + bytes.len() as u64;
         let Self { folder, files, .. } = self;
@@ -137,7 +169,7 @@ impl LogFiles {
             return None;
         }
         let changed = std::mem::take(&mut self.dirty);
-        let files = changed.iter().filter_map(|name| self.files.get(name)?.file.clone()).collect();
+        let files = changed.iter().filter_map(|name| self.files.get_mut(name)?.file.take()).collect();
         let marks = changed.into_iter().filter_map(|name| Some((name.clone(), self.files.get(&name)?.mark))).collect();
         Some(Dirty { marks, files })
     }

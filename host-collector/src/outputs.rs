@@ -4,7 +4,7 @@ use std::fs::{self, File};
 use std::io::{self, BufWriter, Write as _};
 use std::path::{Path, PathBuf};
 
-use pika_cloud_common::verdict::{Evidence, Outcome};
+use pika_cloud_common::verdict::{Collection, Evidence, LastEvent, Outcome};
 use pika_cloud_common::{RuntimeSpec, SCHEMA_VERSION, Verdict};
 
 use crate::error::Error;
@@ -21,6 +21,9 @@ pub(crate) fn verdict(spec: &RuntimeSpec, view: &View) -> Verdict {
         Some(end) => (end.outcome.clone(), end.message.clone(), end.error.clone(), end.instance_status.clone()),
         None => (Outcome::Unreachable, "no end was recorded".to_owned(), None, None),
     };
+    let collection =
+        view.collection.clone().map(|collection| Collection { error: collection.error.map(clip), ..collection });
+    let last_event = view.last_event().map(|event| LastEvent { message: clip(event.message), ..event });
     let details = view.terminal.as_ref().and_then(|event| event.details.as_ref());
     let signal = details.and_then(|details| details.get("signal")?.as_i64()?.try_into().ok());
     Verdict {
@@ -29,17 +32,26 @@ pub(crate) fn verdict(spec: &RuntimeSpec, view: &View) -> Verdict {
         incarnation: view.incarnation,
         outcome,
         decided_at: crate::clock::now(),
-        message,
+        message: clip(message),
         evidence: Evidence {
             signal,
-            last_event: view.last_event(),
+            last_event,
             instance_status,
-            error,
-            collection: view.collection.clone(),
+            error: error.map(clip),
+            collection,
             bad_lines: view.bad_lines,
             gaps: view.gaps,
         },
         extra: serde_json::Map::default(),
+    }
+}
+
+/// A guest's words are quoted up to a length that leaves the verdict one that its readers take.
+fn clip(text: String) -> String {
+    const MAX_CHARS: usize = 4096;
+    match text.char_indices().nth(MAX_CHARS) {
+        Some((end, _)) => text[..end].to_owned() + "…",
+        None => text,
     }
 }
 

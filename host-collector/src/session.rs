@@ -19,16 +19,14 @@ use std::time::Duration;
 use pika_cloud_common::EventHead;
 use pika_cloud_common::digest::Digest;
 use pika_cloud_common::limits::{
-    BAD_LINE_SAMPLE_BYTES, HEARTBEAT_INTERVAL, MAX_ARCHIVE_DEPTH, MAX_ARCHIVE_PATH_BYTES, MAX_CHUNK_BYTES, PEER_TIMEOUT,
+    BAD_LINE_SAMPLE_BYTES, HEARTBEAT_INTERVAL, MAX_ARCHIVE_DEPTH, MAX_ARCHIVE_PATH_BYTES, MAX_CHUNK_BYTES,
+    MAX_LOG_FILES, PEER_TIMEOUT,
 };
 use pika_cloud_common::wire::{
     Cursor, Decoder, EndReason, Entry, ErrorCode, Frame, FrameError, GuestHello, GuestMessage, HostHello, HostMessage,
     LogChunk, MessageError, Notice, PROTOCOL, Role, SessionError, event_line,
 };
 use pika_cloud_common::{RunResult, SCHEMA_VERSION, Status};
-
-/// Log files that one stream may have. Bytes of further ones are dropped.
-pub const MAX_LOG_FILES: usize = 16;
 
 /// Characters of an agent's version that are shown.
 const MAX_AGENT_CHARS: usize = 64;

@@ -3,14 +3,12 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 
-use pika_cloud_common::limits::{MAX_CHUNK_BYTES, MAX_COUNT};
+use pika_cloud_common::limits::{MAX_CHUNK_BYTES, MAX_COUNT, MAX_LOG_FILES};
 use pika_cloud_common::wire::{GuestMessage, LogChunk, Notice};
 use rustix::fs::{self, AtFlags, FileType, OFlags, SeekFrom};
 
 use crate::ledger::{Folder, read_at};
 
-/// Files of `logs/` that are sent; more are left out.
-const MAX_LOG_FILES: usize = 64;
 /// A name longer than this is left out.
 const MAX_NAME_BYTES: usize = 255;
 

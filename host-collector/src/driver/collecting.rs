@@ -6,6 +6,7 @@
 
 use std::time::Duration;
 
+use pika_cloud_common::limits::MAX_LOG_FILES;
 use pika_cloud_common::verdict::Collection;
 use pika_cloud_common::wire::{Archive, ArchiveLimits, Entry, HostMessage, Notice};
 
@@ -19,6 +20,9 @@ use crate::machine::{CallFailure, Found, Input, SessionLoss};
 
 /// Between two dials.
 const REDIAL: Duration = Duration::from_millis(250);
+
+/// The least time for making what was collected durable.
+const MIN_FINISH: Duration = Duration::from_secs(5);
 
 /// Sessions that may be lost in one collection.
 const MAX_LOST_SESSIONS: u32 = 8;
@@ -175,9 +179,19 @@ impl Driver {
         let mut problem = collecting.failed.or(problem);
         if let Some(tree) = collecting.tree {
             (collection.files, collection.bytes) = (tree.files(), tree.bytes());
-            let finished = tokio::task::spawn_blocking(move || tree.finish()).await;
-            let finished = finished.map_err(|error| Error::Panicked(error.to_string()))?;
-            problem = problem.or(finished.err().map(|error| error.to_string()));
+            // The budget is the disk's too; a little is left for it even where the guest took all.
+            let left = collecting.deadline.saturating_sub(self.now()).max(MIN_FINISH);
+            let finish = tokio::task::spawn_blocking(move || tree.finish());
+            match tokio::time::timeout(left, finish).await {
+                Ok(finished) => {
+                    let finished = finished.map_err(|error| Error::Panicked(error.to_string()))?;
+                    problem = problem.or(finished.err().map(|error| error.to_string()));
+                }
+                Err(_) => problem = problem.or(Some("the host's disk was not done within collect_secs".to_owned())),
+            }
+        }
+        if self.logs.left_some_out() {
+            problem = problem.or(Some(format!("the guest has more than {MAX_LOG_FILES} log files: some are left out")));
         }
         collection.complete = problem.is_none();
         collection.error = problem;

@@ -4,24 +4,32 @@ use pika_cloud_common::digest::Digest;
 use pika_cloud_common::wire::Notice;
 use pika_cloud_common::{EventHead, RuntimeSpec, Timestamp};
 
-use crate::journal::{HostRecord, Journal, View};
+use crate::journal::{HostRecord, Journal};
 use crate::machine::{Guest, last_word};
 
-/// Notices and bad lines that the journal takes from one incarnation. Further ones are counted there by their last record.
-const MAX_NOTES: u64 = 1000;
+/// Journal bytes for what a guest says beside its events; beyond it, nothing of that kind is written down (Invariant 5).
+const MAX_NOTE_BYTES: usize = 4 * 1024 * 1024;
+/// The same for its `status.json` and `result.json`, so that chatter costs no result.
+const MAX_DOCUMENT_BYTES: usize = 4 * 1024 * 1024;
 
 /// What is known of the incoming stream beside the journal.
 pub(super) struct Intake {
     /// Bytes of guest records that the journal takes; terminal events are beyond it.
     max_event_bytes: u64,
-    notes: u64,
+    notes: Budget,
+    documents: Budget,
     /// Events left out since the last commit.
     dropped: Option<(u64, Digest, u64)>,
 }
 
 impl Intake {
-    pub(super) fn new(spec: &RuntimeSpec, view: &View) -> Self {
-        Self { max_event_bytes: spec.limits.event_bytes, notes: view.bad_lines, dropped: None }
+    pub(super) fn new(spec: &RuntimeSpec) -> Self {
+        Self {
+            max_event_bytes: spec.limits.event_bytes,
+            notes: Budget(MAX_NOTE_BYTES),
+            documents: Budget(MAX_DOCUMENT_BYTES),
+            dropped: None,
+        }
     }
 
     /// Takes an event into the journal, and tells what it means to the machine.
@@ -33,14 +41,16 @@ impl Intake {
         line: &[u8],
     ) -> Option<Guest> {
         let terminal = matches!(&*head.kind, "failed" | "completed");
-        if journal.view().event_bytes >= self.max_event_bytes && !terminal {
+        // Only the first last word is beyond the limit: what comes behind it has no meaning.
+        let exempt = terminal && journal.view().terminal.is_none();
+        if journal.view().event_bytes >= self.max_event_bytes && !exempt {
             let count = self.dropped.map_or(0, |(_, _, count)| count);
             self.dropped = Some((head.seq, digest, count + 1));
             return None;
         }
         self.flush(journal);
         if missing > 0 {
-            journal.host(HostRecord::Missing { after_seq: head.seq - missing - 1, count: missing });
+            self.notes.spend(journal, HostRecord::Missing { after_seq: head.seq - missing - 1, count: missing });
         }
         let before = journal.view().state.clone();
         let had_terminal = journal.view().terminal.is_some();
@@ -67,28 +77,30 @@ impl Intake {
 
     /// Writes down a line that was no event.
     pub(super) fn bad_line(&mut self, journal: &mut Journal, reason: String, sample: String) {
-        if self.takes_note() {
-            journal.host(HostRecord::BadLine { reason, sample });
-        }
+        self.notes.spend(journal, HostRecord::BadLine { reason, sample });
     }
 
     /// Writes down what the guest said beside its events.
     pub(super) fn notice(&mut self, journal: &mut Journal, notice: Notice) {
-        if self.takes_note() {
-            journal.host(HostRecord::Notice { notice });
-        }
+        self.notes.spend(journal, HostRecord::Notice { notice });
     }
 
     /// Writes down a document of the guest, which changes with every state.
     pub(super) fn document(&mut self, journal: &mut Journal, record: HostRecord) {
-        if self.takes_note() {
-            journal.host(record);
-        }
+        self.documents.spend(journal, record);
     }
+}
 
-    /// Whether the journal takes one more note of a guest that may send millions.
-    fn takes_note(&mut self) -> bool {
-        self.notes += 1;
-        self.notes <= MAX_NOTES
+/// Bytes that are left for records of one kind.
+struct Budget(usize);
+
+impl Budget {
+    /// Writes a record down, if something is left.
+    fn spend(&mut self, journal: &mut Journal, record: HostRecord) {
+        if self.0 > 0 {
+            let before = journal.pending();
+            journal.host(record);
+            self.0 = self.0.saturating_sub(journal.pending() - before);
+        }
     }
 }

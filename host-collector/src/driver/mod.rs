@@ -22,6 +22,8 @@ mod perform;
 mod talk;
 
 use std::collections::VecDeque;
+use std::fs::File;
+use std::sync::Arc;
 use std::time::Duration;
 
 use pika_cloud_common::RuntimeSpec;
@@ -49,8 +51,14 @@ const CANCEL_POLL: Duration = Duration::from_secs(1);
 /// While more than this waits for the disk, nothing is read from the guest.
 const MAX_PENDING_BYTES: usize = 8 * 1024 * 1024;
 
+/// How long a deadline that has passed lets what comes in go first.
+const MAX_OVERDUE: Duration = Duration::from_millis(500);
+
 /// How long log bytes wait for more before they are synced.
 const GATHER: Duration = Duration::from_millis(50);
+
+/// The same for counts alone, where bytes and events are beyond their limits: what a flood costs stays small.
+const GATHER_COUNTS: Duration = Duration::from_secs(30);
 
 /// How far a driver goes before it gives control back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -93,6 +101,12 @@ pub(crate) struct Driver {
     acked: Ack,
     /// When what is gathered beside events is committed at the latest.
     gather_until: Option<Duration>,
+    /// Log files that the next commit speaks of.
+    unsynced_logs: Vec<Arc<File>>,
+    /// Since when a deadline that has passed lets others go first.
+    overdue_since: Option<Duration>,
+    /// When it is looked next whether another process asked for the end.
+    next_poll: Duration,
     /// Whether Incus is creating or starting the instance for us.
     provisioning: bool,
     /// Incus's own word for the instance, when it was last asked.
@@ -112,6 +126,13 @@ struct CommitBatch {
 }
 
 impl CommitBatch {
+    /// What the guest repeats is heard once.
+    fn hear(&mut self, guest: Guest) {
+        if self.guest.back() != Some(&guest) {
+            self.guest.push_back(guest);
+        }
+    }
+
     fn is_empty(&self) -> bool {
         self.guest.is_empty() && self.send.is_empty()
     }
@@ -151,7 +172,7 @@ impl Driver {
         crate::state_dir::make_folder(&outputs)?;
         let logs = LogFiles::open(&outputs.join("logs"), spec.limits.log_bytes, view)
             .map_err(|source| Error::Outputs { path: outputs.join("logs"), source })?;
-        let intake = Intake::new(&spec, view);
+        let intake = Intake::new(&spec);
         let collection = &spec.policies.output_collection;
         let keeps_logs = collection.include_logs && collection.mode != OutputCollectionMode::None;
         Ok(Self {
@@ -172,6 +193,9 @@ impl Driver {
             next_commit: CommitBatch::default(),
             acked: Ack { seq: 0, logs: std::collections::BTreeMap::new() },
             gather_until: None,
+            unsynced_logs: Vec::new(),
+            overdue_since: None,
+            next_poll: CANCEL_POLL,
             provisioning: false,
             instance_status: None,
             keeps_logs,
@@ -240,17 +264,27 @@ impl Driver {
     async fn wake(&mut self, cancel: &mut watch::Receiver<bool>) -> Result<Wake, Error> {
         let deadline = self.next_deadline();
         let may_read = self.journal.pending() < MAX_PENDING_BYTES;
+        let may_tick = !self.journal.is_committing();
+        // Where time stood still for us, what came in meanwhile is heard before any deadline that has passed; and where so much
+        // comes in that it never ends, the deadline has its turn all the same (Invariant 3).
+        if self.now() < deadline {
+            self.overdue_since = None;
+        } else if may_tick && self.now() >= *self.overdue_since.get_or_insert(self.clock.elapsed()) + MAX_OVERDUE {
+            self.overdue_since = None;
+            return Ok(Wake::Time);
+        }
         let Self { journal, live, ops, clock, .. } = self;
         let wake = tokio::select! {
+            biased;
             committed = journal.committed() => { committed?; Wake::Committed }
             Some(op) = ops.join_next() => match op {
                 Ok(op) => Wake::Op(op),
                 // A panic in a call is a fault of ours; the runtime goes on from its journal at the next start.
                 Err(error) => return Err(Error::Panicked(error.to_string())),
             },
-            read = link::read(live.as_mut()), if may_read => Wake::Read(read),
             () = wished(cancel) => Wake::Cancel,
-            () = tokio::time::sleep_until(*clock + deadline) => Wake::Time,
+            read = link::read(live.as_mut()), if may_read => Wake::Read(read),
+            () = tokio::time::sleep_until(*clock + deadline), if may_tick => Wake::Time,
         };
         // One wish for an end is enough; another look at the same value would only spin.
         if matches!(wake, Wake::Cancel) {
@@ -260,7 +294,7 @@ impl Driver {
     }
 
     fn next_deadline(&self) -> Duration {
-        let poll = self.now() + CANCEL_POLL;
+        let poll = self.next_poll;
         let session = self.live.as_ref().map(|live| live.session.next_tick());
         let collecting = self.collecting.as_ref().map(Collecting::next_tick);
         let gather = self.gather_until.filter(|_| !self.journal.is_committing());
@@ -278,6 +312,7 @@ impl Driver {
             }
         }
         self.collecting_tick().await?;
+        self.next_poll = now + CANCEL_POLL;
         if self.folder.cancel_requested() {
             self.folder.clear_cancel();
             self.step(Input::Cancel).await?;
@@ -303,23 +338,28 @@ impl Driver {
     /// kind unless `all` is wanted, so that a chatty guest costs neither a sync nor a record for every line.
     fn start_commit(&mut self, all: bool) -> Result<(), Error> {
         let gathering = self.logs.is_dirty() || self.intake.has_dropped();
-        let due = gathering.then(|| *self.gather_until.get_or_insert(self.clock.elapsed() + GATHER));
-        let mut files = Vec::new();
+        let pause = if self.logs.is_full() || self.intake.has_dropped() { GATHER_COUNTS } else { GATHER };
+        let due = gathering.then(|| *self.gather_until.get_or_insert(self.clock.elapsed() + pause));
         if due.is_some_and(|due| all || due <= self.now()) {
-            self.gather_until = None;
-            self.intake.flush(&mut self.journal);
-            if let Some(Dirty { marks, files: dirty }) = self.logs.take_dirty() {
-                self.journal.host(HostRecord::Logs { logs: marks });
-                files = dirty;
-            }
+            self.flush_gathered();
         }
         if self.journal.pending() > 0 {
             self.in_commit = std::mem::take(&mut self.next_commit);
             self.in_commit.ack =
                 self.journal.view().cursor.as_ref().map(|cursor| Ack { seq: cursor.seq, logs: cursor.logs.clone() });
-            self.journal.start_commit(files)?;
+            self.journal.start_commit(std::mem::take(&mut self.unsynced_logs))?;
         }
         Ok(())
+    }
+
+    /// Writes down how far the logs are, and how many events were left out.
+    fn flush_gathered(&mut self) {
+        self.gather_until = None;
+        self.intake.flush(&mut self.journal);
+        if let Some(Dirty { marks, files }) = self.logs.take_dirty() {
+            self.journal.host(HostRecord::Logs { logs: marks });
+            self.unsynced_logs.extend(files);
+        }
     }
 
     /// What was gathered is durable: the guest may forget it, and the machine may rest on it.

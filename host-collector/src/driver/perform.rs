@@ -34,7 +34,12 @@ impl Driver {
             Action::Dial => self.dial(),
             Action::HangUp => self.hang_up(),
             Action::StartWorkload => self.start_workload().await?,
-            Action::Terminate => self.send(&HostMessage::Signal(Signal { name: "TERM".to_owned() })).await?,
+            Action::Terminate => {
+                // A start that still waits for the disk is not sent any more.
+                self.next_commit.send.clear();
+                self.in_commit.send.clear();
+                self.send(&HostMessage::Signal(Signal { name: "TERM".to_owned() })).await?;
+            }
             Action::End(end) => self.end(end),
             Action::Collect => self.collect().await?,
             Action::Conclude => self.conclude().await?,

@@ -12,6 +12,9 @@ use crate::machine::{Guest, Input, SessionLoss};
 use crate::session::{Opened, Received, Session, SessionFault};
 use crate::transport::{AgentEnd, Link};
 
+/// Streams that an incarnation may have: its own, and what an image or an earlier boot left before it.
+const MAX_STREAMS: u32 = 16;
+
 impl Driver {
     /// Sends a message. A guest that does not read is one that is not heard.
     pub(super) async fn send(&mut self, message: &HostMessage) -> Result<(), Error> {
@@ -20,6 +23,8 @@ impl Driver {
     }
 
     pub(super) async fn open_session(&mut self, link: Link) -> Result<(), Error> {
+        // The cursor that the guest is told is the journal's.
+        self.flush_gathered();
         let (session, hello) = Session::open(Role::Owner, 1, self.journal.view().cursor.clone(), true, self.now());
         self.live = Some(Live::new(session, link));
         self.instance_status = Some("Running".to_owned());
@@ -60,7 +65,10 @@ impl Driver {
         let now = self.now();
         let Some(live) = &mut self.live else { return Ok(()) };
         live.session.filled(n, now);
-        self.step(Input::Heard).await?;
+        // Bytes before a hello may come from anything; they keep no silent guest alive.
+        if live.session.is_open() {
+            self.step(Input::Heard).await?;
+        }
         let at = crate::clock::now();
         loop {
             match self.take_next(&at) {
@@ -109,7 +117,8 @@ impl Driver {
                 }
             }
             Received::Result(result) => {
-                if journal.view().result.as_ref() != Some(&result) {
+                let wanted = self.spec.policies.output_collection.include_result;
+                if wanted && journal.view().result.as_ref() != Some(&result) {
                     intake.document(journal, HostRecord::Result { result: Box::new(result) });
                 }
             }
@@ -126,7 +135,11 @@ impl Driver {
         let ours = hello.request_id.as_deref() == Some(self.request_id().as_str());
         let run_lost =
             self.journal.view().start_sent.as_ref().is_some_and(|sent| !ours && sent.stream_id != hello.stream_id);
+        // A guest of ours begins few streams in one incarnation; one that goes on beginning them lost its run (Invariant 5).
+        let run_lost = run_lost || self.journal.view().streams >= MAX_STREAMS;
         if opened.new_stream {
+            // What is pending is of the stream before: behind the record below it would be taken for the new one's.
+            self.flush_gathered();
             let cursor = self.live.as_ref().and_then(|live| live.session.cursor());
             self.journal.host(HostRecord::Stream {
                 stream_id: hello.stream_id.clone(),
@@ -139,7 +152,7 @@ impl Driver {
         if self.collecting.is_some() {
             self.request_archive();
         } else {
-            self.next_commit.guest.push_back(Guest::Opened { run_lost });
+            self.next_commit.hear(Guest::Opened { run_lost });
         }
     }
 
@@ -149,9 +162,9 @@ impl Driver {
                 if *request_id == self.request_id() && !self.journal.view().accepted {
                     self.journal.host(HostRecord::Accepted { request_id: request_id.clone() });
                 }
-                self.next_commit.guest.push_back(Guest::Accepted);
+                self.next_commit.hear(Guest::Accepted);
             }
-            Notice::Rewound { .. } => self.next_commit.guest.push_back(Guest::Rewound),
+            Notice::Rewound { .. } => self.next_commit.hear(Guest::Rewound),
             Notice::ArchiveDone { .. } => return Taken::Archived(notice),
             _ => {}
         }
@@ -166,7 +179,7 @@ impl Driver {
             ErrorCode::Busy | ErrorCode::BadRequest => {
                 let refused = HostRecord::StartRefused { message: error.message.clone() };
                 self.intake.document(&mut self.journal, refused);
-                self.next_commit.guest.push_back(Guest::Refused(error.message));
+                self.next_commit.hear(Guest::Refused(error.message));
                 Ok(())
             }
             ErrorCode::Archive => self.archive_failed(error.message).await,

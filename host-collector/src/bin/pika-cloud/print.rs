@@ -53,17 +53,23 @@ pub(crate) fn log(bytes: &[u8]) {
 
 /// A line of a document on standard output.
 pub(crate) fn line(text: &str) {
-    let _ = writeln!(std::io::stdout(), "{text}");
+    let mut out = std::io::stdout();
+    let _ = if out.is_terminal() { writeln!(out, "{}", plain(text)) } else { writeln!(out, "{text}") };
+}
+
+/// Whether a character moves the cursor, or changes the order in which others are seen.
+fn deceives(c: char) -> bool {
+    c.is_control() || matches!(c, '\u{200b}'..='\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
 }
 
 /// Text without control characters.
 pub(crate) fn plain(text: &str) -> String {
-    text.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()
+    text.chars().map(|c| if deceives(c) { '\u{fffd}' } else { c }).collect()
 }
 
 /// Text of several lines without other control characters.
 fn lines(text: &str) -> String {
-    let shown = |c: char| c == '\n' || c == '\t' || !c.is_control();
+    let shown = |c: char| c == '\n' || c == '\t' || !deceives(c);
     text.chars().filter(|c| *c != '\r').map(|c| if shown(c) { c } else { '\u{fffd}' }).collect()
 }
 
@@ -74,6 +80,7 @@ mod tests {
     #[test]
     fn nothing_of_a_guest_moves_the_cursor() {
         assert_eq!(plain("a\x1b[2Jb\nc\u{9b}d"), "a\u{fffd}[2Jb\u{fffd}c\u{fffd}d");
+        assert_eq!(plain("a\u{202e}b"), "a\u{fffd}b");
         assert_eq!(lines("a\r\n\tb\x07"), "a\n\tb\u{fffd}");
     }
 }
