@@ -73,7 +73,7 @@ impl Report {
     /// Takes figures in.
     pub(crate) fn add(&mut self, figures: Vec<Figure>) {
         if self.json {
-            for figure in figures {
+            for figure in &figures {
                 println!("{}", figure.json());
             }
         }
