@@ -66,7 +66,7 @@ pub enum Ensured {
 pub enum Condition {
     /// The workload said that it is ready, or has ended.
     Ready,
-    /// There is a verdict.
+    /// There is a verdict, and its instance is destroyed or kept as its policy says.
     Verdict,
 }
 
@@ -145,11 +145,15 @@ impl Cloud {
 
     /// Makes sure that the runtime exists and its workload was started, and returns.
     ///
+    /// Nobody drives it from then on: the guest's files keep what happens, and deadlines of the host stand still, until
+    /// [`Cloud::run`] or [`Cloud::wait`] takes it up again. A server keeps one of them going for each of its runtimes. A
+    /// changed value in `bootstrap.env` makes no other spec: what runs keeps the old one.
+    ///
     /// # Errors
     /// As [`Cloud::run`]; also where the runtime exists with another spec.
-    pub async fn ensure(&self, spec: &RuntimeSpec) -> Result<Ensured, Error> {
+    pub async fn ensure(&self, spec: &RuntimeSpec, rerun: Rerun) -> Result<Ensured, Error> {
         spec.validate()?;
-        match self.take(spec, Rerun::Answer).await? {
+        match self.take(spec, rerun).await? {
             Taken::Finished(_) => Ok(Ensured::Ended),
             Taken::Busy => Ok(Ensured::Adopted),
             Taken::Driver { mut driver, fresh } => {
@@ -186,8 +190,9 @@ impl Cloud {
                     continue;
                 };
                 view.apply(&record);
-                let ready = view.state == Some(State::Ready) || view.verdict.is_some();
-                if (condition == Condition::Ready && ready) || view.verdict.is_some() {
+                let ready = view.state == Some(State::Ready);
+                // Not at the verdict but when all is done: whoever waits here may be the one who drives it.
+                if (condition == Condition::Ready && ready) || view.finished {
                     return Ok(view);
                 }
             }
@@ -488,7 +493,7 @@ mod tests {
         let cloud = Cloud::connect(&config).unwrap();
         let spec = RuntimeSpec::default();
         is_send(&cloud.run(&spec, Rerun::Answer, never()));
-        is_send(&cloud.ensure(&spec));
+        is_send(&cloud.ensure(&spec, Rerun::Answer));
         is_send(&cloud.wait("job", Condition::Ready, Duration::ZERO));
         is_send(&cloud.inspect("job"));
         is_send(&cloud.destroy("job"));

@@ -9,6 +9,7 @@ use crate::state_dir::StateDirError;
 
 /// A call of [`Cloud`](crate::Cloud) failed. A runtime's bad end is not an error but its verdict.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum Error {
     /// The spec cannot be used. Nothing was touched.
     #[error(transparent)]
@@ -61,7 +62,9 @@ pub enum Error {
         whose: String,
     },
     /// An instance of ours could not be destroyed.
-    #[error("instance `{instance}` could not be destroyed: {message}; try `pika-cloud destroy` again")]
+    #[error(
+        "instance `{instance}` could not be destroyed: {message}; its verdict, if it has one, stands in the journal; try `pika-cloud destroy` again"
+    )]
     NotDestroyed {
         /// Its name.
         instance: String,
@@ -69,20 +72,12 @@ pub enum Error {
         message: String,
     },
     /// The runtime exists with another spec.
-    #[error("runtime `{runtime_id}` exists with another spec, which differs in: {}; destroy it first (pika-cloud destroy {runtime_id}), or choose another identity.runtime_id", fields.join(", "))]
+    #[error("runtime `{runtime_id}` exists with another spec, which differs in: {}; end it (pika-cloud destroy {runtime_id}) and run the new one with --again, or choose another identity.runtime_id", fields.join(", "))]
     SpecDiffers {
         /// The runtime.
         runtime_id: String,
         /// Paths of the fields that differ.
         fields: Vec<String>,
-    },
-    /// Another collector drives the runtime.
-    #[error("runtime `{runtime_id}` is driven by {}", holder.map_or_else(|| "another process".to_owned(), |pid| format!("process {pid}")))]
-    Busy {
-        /// The runtime.
-        runtime_id: String,
-        /// Its process.
-        holder: Option<u32>,
     },
     /// There is no such runtime in the state dir.
     #[error("there is no runtime `{runtime_id}` in this state dir: `pika-cloud list` shows those that are")]
@@ -111,7 +106,7 @@ pub enum Error {
         path: PathBuf,
     },
     /// What was waited for did not come in time.
-    #[error("runtime `{runtime_id}`: not {wanted} within {} s; it goes on", after.as_secs())]
+    #[error("runtime `{runtime_id}`: not {wanted} within {} s; the guest goes on", after.as_secs())]
     WaitTimedOut {
         /// The runtime.
         runtime_id: String,

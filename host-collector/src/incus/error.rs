@@ -5,6 +5,7 @@ use std::time::Duration;
 
 /// A call to Incus failed. Every message says what was tried, on what, and where there is one, the way out.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum Error {
     /// Nothing listens there.
     #[error(

@@ -46,6 +46,8 @@ pub struct Machine {
     ended: Option<EndDecision>,
     /// Why Incus would not create the instance; what it made of the call all the same is looked at first.
     create_refused: Option<CallFailure>,
+    /// The same of the start.
+    start_refused: Option<CallFailure>,
     heard_at: Duration,
     /// When the session was opened.
     live_since: Duration,
@@ -79,6 +81,7 @@ impl Machine {
             unreachable: false,
             ended,
             create_refused: None,
+            start_refused: None,
             heard_at: now,
             live_since: now,
             session_delay: FIRST_RETRY,
@@ -164,6 +167,11 @@ impl Machine {
                 let end = EndDecision::new(Outcome::ProvisionFailed, "Incus could not create the instance");
                 self.end(end.because(refused), actions);
             }
+            Found::Stopped if self.start_refused.is_some() => {
+                let refused = self.start_refused.take().map(|failure| failure.message).unwrap_or_default();
+                let end = EndDecision::new(Outcome::ProvisionFailed, "Incus could not start the instance");
+                self.end(end.because(refused), actions);
+            }
             // Nothing was started in it, so that making it is harmless, again or for the first time.
             Found::Absent if !self.start_sent && self.starts < MAX_STARTS => {
                 // Only the call itself shows whether it goes better now, so that what failed before still counts.
@@ -225,13 +233,19 @@ impl Machine {
                 self.starts += 1;
                 self.dial(now, actions);
             }
+            // It may run already: the start of a collector that died came to its end in between.
+            Err(failure) if !failure.transient => {
+                self.start_refused = Some(failure);
+                self.phase = Phase::Looking;
+                actions.push(Action::Look);
+            }
             Err(failure) => self.call_failed(failure, "Incus could not start the instance", now, actions),
         }
     }
 
     fn dial(&mut self, now: Duration, actions: &mut Vec<Action>) {
         self.boot_deadline.get_or_insert(now + self.plan.boot);
-        (self.phase, self.create_refused) = (Phase::Dialing, None);
+        (self.phase, self.create_refused, self.start_refused) = (Phase::Dialing, None, None);
         self.retry_at = None;
         self.failing_since = None;
         actions.push(Action::Dial);

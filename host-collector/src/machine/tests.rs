@@ -310,8 +310,10 @@ fn a_refusal_of_incus_is_the_end() {
     assert_eq!(created.end().error.as_deref(), Some("not allowed"));
     let mut started = Bench::new(plan());
     started.found(Found::Stopped);
-    started.feed(Input::Started(Err(refusal())));
+    assert_eq!(started.feed(Input::Started(Err(refusal()))), [Action::Look], "what it made all the same is looked at");
+    started.found(Found::Stopped);
     started.has_ended(&Outcome::ProvisionFailed);
+    assert_eq!(started.end().error.as_deref(), Some("not allowed"));
     let mut running = Bench::live(plan());
     running.lose(lost());
     running.wait_next();
@@ -1108,5 +1110,27 @@ proptest! {
         // A cancel that comes while Incus fails waits for nothing; destroying is tried for two minutes.
         let bound = cancel_after.max(last_death) + stop_grace + Duration::from_secs(2 + 3 + 1 + 125);
         prop_assert!(took <= bound, "{:?} of {:?}", took, bound);
+    }
+}
+
+/// The start of a collector that died may come to its end behind the back of the next one.
+#[test]
+fn a_start_that_is_refused_is_looked_at_before_it_is_believed() {
+    let refused = || CallFailure { transient: false, message: "The instance is already running".to_owned() };
+    for (found, expected) in [(Found::Running, Phase::Dialing), (Found::Stopped, Phase::Collecting)] {
+        let plan = Plan {
+            boot: Duration::from_secs(60),
+            silence: Duration::from_secs(60),
+            run: None,
+            stop_grace: Duration::from_secs(1),
+            collect: pika_cloud_common::spec::OutputCollectionMode::Always,
+            retention: pika_cloud_common::spec::RetentionPolicy::DestroyOnCompletion,
+        };
+        let (mut machine, _) = Machine::new(plan, &Start::default(), Duration::ZERO);
+        machine.step(Input::Looked(Ok(Found::Stopped)), Duration::ZERO);
+        let actions = machine.step(Input::Started(Err(refused())), Duration::ZERO);
+        assert!(actions.contains(&Action::Look), "{actions:?}");
+        machine.step(Input::Looked(Ok(found)), Duration::ZERO);
+        assert_eq!(machine.phase(), expected);
     }
 }

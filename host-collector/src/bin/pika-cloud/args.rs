@@ -48,6 +48,9 @@ pub(crate) enum Command {
     Ensure {
         /// The spec's file, or `-` for standard input
         spec: PathBuf,
+        /// Start one that has ended anew; its earlier outputs are kept in the state dir
+        #[arg(long)]
+        again: bool,
     },
     /// Show what is known of a runtime
     Inspect {
@@ -145,5 +148,7 @@ impl Args {
 
 /// Prints completions to standard output.
 pub(crate) fn completions(shell: clap_complete::Shell) {
-    clap_complete::generate(shell, &mut Args::command(), "pika-cloud", &mut std::io::stdout());
+    let mut text = Vec::new();
+    clap_complete::generate(shell, &mut Args::command(), "pika-cloud", &mut text);
+    crate::print::line(String::from_utf8_lossy(&text).trim_end());
 }

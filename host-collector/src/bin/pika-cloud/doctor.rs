@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-use pika_host_collector::incus::Client;
+use pika_host_collector::incus::{self, Client};
 use pika_host_collector::{Cloud, Config};
 
 use crate::args::Args;
@@ -25,8 +25,12 @@ pub(crate) async fn doctor(args: &Args) -> Result<ExitCode, Failure> {
         Ok(server) => {
             let version = &server.environment.server_version;
             findings.push(Finding::Good(format!("Incus {version} answers at {}", client.socket().display())));
-            findings.extend(incus(&client).await);
+            findings.extend(storage(&client).await);
         }
+        Err(error @ incus::Error::NoPermission { .. }) => findings.push(Finding::Missing {
+            what: error.to_string(),
+            mend: "usermod -aG incus-admin $USER, as root, and log in again".to_owned(),
+        }),
         Err(error) => findings.push(Finding::Missing {
             what: error.to_string(),
             mend: "apt install incus && systemctl enable --now incus, as root; Debian 12 has it in bookworm-backports"
@@ -56,7 +60,7 @@ fn state_dir_finding(config: &Config) -> Finding {
     }
 }
 
-async fn incus(client: &Client) -> Vec<Finding> {
+async fn storage(client: &Client) -> Vec<Finding> {
     let mut findings = Vec::new();
     match client.storage_pools().await {
         Ok(pools) if !pools.is_empty() => findings.push(Finding::Good(format!("storage pools: {}", pools.join(", ")))),

@@ -51,7 +51,7 @@ async fn dispatch(args: Args) -> Result<ExitCode, Failure> {
     };
     match &args.command {
         Command::Run(run) => run::run(&connect()?, run, args.json).await,
-        Command::Ensure { spec } => run::ensure(&connect()?, spec, args.json).await,
+        Command::Ensure { spec, again } => run::ensure(&connect()?, spec, *again, args.json).await,
         Command::Watch { id } => run::watch(&connect()?, id, args.json).await,
         Command::Logs { id, follow } => show::logs(&connect()?, id, *follow).await,
         Command::Inspect { id } => inspect::inspect(&connect()?, id, args.json).await,

@@ -148,10 +148,10 @@ async fn show_beside(cloud: Cloud, id: String, what: What, since: Instant, rerun
 }
 
 /// `pika-cloud ensure`.
-pub(crate) async fn ensure(cloud: &Cloud, spec: &Path, json: bool) -> Result<ExitCode, Failure> {
+pub(crate) async fn ensure(cloud: &Cloud, spec: &Path, again: bool, json: bool) -> Result<ExitCode, Failure> {
     let spec = read_spec(spec)?;
     let id = &spec.identity.runtime_id;
-    let ensured = cloud.ensure(&spec).await?;
+    let ensured = cloud.ensure(&spec, if again { Rerun::Again } else { Rerun::Answer }).await?;
     if json {
         let incarnation = cloud.view(id)?.incarnation;
         follow(cloud, id, Follow { what: What::Json, since: Instant::now(), incarnation, stay: false }).await?;
@@ -159,7 +159,7 @@ pub(crate) async fn ensure(cloud: &Cloud, spec: &Path, json: bool) -> Result<Exi
     let text = match ensured {
         Ensured::Created => "its workload was started",
         Ensured::Adopted => "it was running already",
-        Ensured::Ended => "it has ended",
+        Ensured::Ended => "it has ended, and `--again` starts it anew",
     };
     print::note(&format!("{id}: {text}; `pika-cloud inspect {id}` tells more"));
     Ok(ExitCode::SUCCESS)

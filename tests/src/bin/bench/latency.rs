@@ -56,7 +56,7 @@ pub(crate) async fn measure(setting: &Setting) -> anyhow::Result<Vec<Figure>> {
     let cloud = Cloud::connect(&config)?;
     let spec = setting.spec("latency", "exec sleep 3600");
     let spec = RuntimeSpec::from_json(&spec.to_string())?;
-    cloud.ensure(&spec).await?;
+    cloud.ensure(&spec, Rerun::Answer).await?;
     let (cancel, wish) = watch::channel(false);
     // As in `pika-cloud`: the driver in this task, the consumer in one of its own.
     let disk = tempfile::tempfile_in(setting.disk())?;
