@@ -2,7 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 use pika_cloud_tests::{Incus, Lab, Running, Stage, eventually};
 use serde_json::Value;
@@ -155,5 +155,22 @@ fn a_spec_is_read_from_standard_input() {
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(said.lines().all(|line| line.starts_with("pika-cloud: ")) && !said.contains('\x1b'), "{said}");
     assert_eq!(Incus.instance(&spec.instance), None);
+    stage.check_nothing_left(&spec);
+}
+
+/// `pika-cloud run … | head -1`: a reader that has seen enough ends no job.
+#[test]
+fn a_reader_that_goes_away_ends_no_job() {
+    let stage = Stage::new("pipe");
+    let spec = stage.spec(&format!(
+        "echo one; pika-guest ready; {}; i=0; while [ $i -lt 5000 ]; do i=$((i+1)); echo line $i; done",
+        Stage::gate()
+    ));
+    let mut child = stage.run_command(&spec, &[]).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    stage.wait_ready(&spec);
+    drop((child.stdout.take(), child.stderr.take()));
+    stage.open_gate(&spec);
+    assert_eq!(child.wait().unwrap().code(), Some(0));
+    assert_eq!(stage.outputs(&spec).log().lines().count(), 5001);
     stage.check_nothing_left(&spec);
 }

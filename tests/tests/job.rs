@@ -527,3 +527,57 @@ fn an_instance_that_an_operator_restarts_died() {
     assert_eq!(verdict["verdict"], "guest_died");
     stage.check_nothing_left(&spec);
 }
+
+/// Invariant 3: silence is noticed, and its end as well.
+#[test]
+fn a_guest_that_is_frozen_is_unreachable() {
+    let stage = Stage::new("frozen");
+    let command = format!("echo begun; pika-guest ready; {}; echo thawed", Stage::gate());
+    let spec = || stage.spec(&command).with("watchdogs.collect_secs", 3);
+    let (lost, back) = (spec(), spec());
+    let running = [stage.start(&lost), stage.start(&back)];
+    for spec in [&lost, &back] {
+        stage.wait_ready(spec);
+        let paused = Incus.client(&["pause", &spec.instance]).status().unwrap();
+        assert!(paused.success());
+    }
+    let state = |name: &'static str| move |record: &Value| record["host"]["state"] == name;
+    stage.wait_record(&back, "unreachable", state("unreachable"));
+    assert!(Incus.client(&["start", &back.instance]).status().unwrap().success());
+    let last = |spec: &Spec| {
+        let journal = stage.journal(spec);
+        let states = journal.host("state");
+        states.last().map(|state| state["state"].clone())
+    };
+    eventually("it is heard again", || last(&back) == Some(Value::from("booted")));
+    stage.open_gate(&back);
+    let [one, other] = running;
+    other.finish().expect(0);
+    assert_eq!(stage.outputs(&back).log(), "begun\nthawed\n");
+    let gone = one.finish().expect(126);
+    assert!(gone.took < Duration::from_secs(45), "silence_secs is 20: {:?}", gone.took);
+    let verdict = stage.outputs(&lost).verdict();
+    assert_eq!(verdict["verdict"], "unreachable");
+    assert_eq!(verdict["evidence"]["instance_status"], "Frozen");
+    assert_eq!(stage.outputs(&lost).log(), "begun\n");
+    for spec in [lost, back] {
+        stage.check_nothing_left(&spec);
+    }
+}
+
+#[test]
+fn a_second_interrupt_leaves_at_once() {
+    let stage = Stage::new("leave");
+    let spec =
+        stage.spec("trap '' TERM; pika-guest ready; while :; do sleep 1; done").with("watchdogs.stop_grace_secs", 60);
+    let running = stage.start(&spec);
+    stage.wait_ready(&spec);
+    running.signal(Signal::INT);
+    eventually("it says what it does", || running.said().contains("once more to leave at once"));
+    running.signal(Signal::INT);
+    running.finish_within(Duration::from_secs(20)).expect(130).saying(&["pika-cloud destroy"]);
+    assert!(stage.has_instance(&spec), "it is left as it is");
+    stage.call(&["destroy", &spec.id]).expect(0);
+    assert_eq!(stage.journal(&spec).verdict(1)["verdict"], "cancelled");
+    stage.check_nothing_left(&spec);
+}

@@ -6,7 +6,7 @@
     reason = "a test fails by panicking, and reads better than it runs fast"
 )]
 
-use pika_cloud_tests::{Incus, Spec, Stage, eventually};
+use pika_cloud_tests::{Incus, Signal, Spec, Stage, eventually};
 
 #[test]
 fn twenty_jobs_at_once_on_one_daemon() {
@@ -79,6 +79,22 @@ fn a_follower_takes_over_from_a_dead_driver() {
     heir.finish().expect(7);
     assert_eq!(stage.outputs(&spec).text("artifacts/starts"), "started\n");
     assert_eq!(stage.journal(&spec).check_events(1), 3);
+    stage.check_nothing_left(&spec);
+}
+
+/// Whoever of them is interrupted, the job is.
+#[test]
+fn an_interrupted_follower_ends_the_job() {
+    let stage = Stage::new("follower");
+    let spec = stage.spec("pika-guest ready; while :; do sleep 0.1; done");
+    let driver = stage.start(&spec);
+    stage.wait_ready(&spec);
+    let follower = stage.start(&spec);
+    eventually("it follows", || follower.said().contains("ready"));
+    follower.signal(Signal::INT);
+    follower.finish().expect(130);
+    driver.finish().expect(130);
+    assert_eq!(stage.outputs(&spec).verdict()["verdict"], "cancelled");
     stage.check_nothing_left(&spec);
 }
 
