@@ -541,15 +541,15 @@ fn a_guest_that_is_frozen_is_unreachable() {
         let paused = Incus.client(&["pause", &spec.instance]).status().unwrap();
         assert!(paused.success());
     }
-    let state = |name: &'static str| move |record: &Value| record["host"]["state"] == name;
-    stage.wait_record(&back, "unreachable", state("unreachable"));
+    let says = |name: &'static str| move |record: &Value| record["host"]["state"] == name;
+    stage.wait_record(&back, "unreachable", says("unreachable"));
     assert!(Incus.client(&["start", &back.instance]).status().unwrap().success());
-    let last = |spec: &Spec| {
+    let newest = |spec: &Spec| {
         let journal = stage.journal(spec);
         let states = journal.host("state");
         states.last().map(|state| state["state"].clone())
     };
-    eventually("it is heard again", || last(&back) == Some(Value::from("booted")));
+    eventually("it is heard again", || newest(&back) == Some(Value::from("booted")));
     stage.open_gate(&back);
     let [one, other] = running;
     other.finish().expect(0);
