@@ -270,6 +270,11 @@ impl ArtifactTree {
         })
     }
 
+    /// The file whose end has not come.
+    pub(crate) fn unended(&self) -> Option<&str> {
+        self.current.as_ref().map(|current| current.path.as_str())
+    }
+
     /// Gives the tree its name, in place of an earlier one, durably. A file that has not ended is left out.
     ///
     /// # Errors

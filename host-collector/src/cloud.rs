@@ -113,6 +113,7 @@ impl Cloud {
     pub async fn run(&self, spec: &RuntimeSpec, rerun: Rerun, cancel: watch::Receiver<bool>) -> Result<Verdict, Error> {
         spec.validate()?;
         let mut rerun = rerun;
+        let mut asked = false;
         loop {
             match self.take(spec, rerun).await? {
                 Taken::Finished(verdict) => return Ok(*verdict),
@@ -132,7 +133,7 @@ impl Cloud {
                 }
                 // Whoever drives it may end, or die: then it is ours.
                 Taken::Busy => {
-                    if *cancel.borrow() {
+                    if *cancel.borrow() && !std::mem::replace(&mut asked, true) {
                         self.folder(&spec.identity.runtime_id)?.request_cancel()?;
                     }
                     tokio::time::sleep(TAKE_OVER).await;

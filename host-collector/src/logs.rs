@@ -68,6 +68,7 @@ impl LogFiles {
             dirty: BTreeSet::new(),
             too_many: false,
         };
+        logs.remove_unknown(view)?;
         // Of an earlier stream the cursor knows no more, and its bytes stay all the same.
         for (name, length) in &view.log_lengths {
             let guest = view.cursor.as_ref().and_then(|cursor| cursor.logs.get(name)).copied().unwrap_or(0);
@@ -76,6 +77,19 @@ impl LogFiles {
         let is_full = logs.kept > limit;
         logs.files.values_mut().for_each(|log| log.says_full = is_full);
         Ok(logs)
+    }
+
+    /// Removes files that no record speaks of: an earlier collector died before it could write down what is in them, so that
+    /// it is asked for again.
+    fn remove_unknown(&self, view: &View) -> io::Result<()> {
+        for entry in fs::read_dir(&self.folder)? {
+            let entry = entry?;
+            let is_known = entry.file_name().to_str().is_some_and(|name| view.log_lengths.contains_key(name));
+            if !is_known && entry.file_type()?.is_file() {
+                fs::remove_file(entry.path())?;
+            }
+        }
+        Ok(())
     }
 
     /// Cuts off what is beyond the mark.

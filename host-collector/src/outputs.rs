@@ -46,6 +46,23 @@ pub(crate) fn verdict(spec: &RuntimeSpec, view: &View) -> Verdict {
     }
 }
 
+/// Removes what writers that died left of files that they were about to replace. The caller holds the runtime's lock.
+pub(crate) fn remove_stale(outputs: &Path) -> io::Result<()> {
+    for entry in fs::read_dir(outputs)? {
+        let entry = entry?;
+        let name = entry.file_name();
+        let mut parts = name.to_str().unwrap_or_default().rsplit('.');
+        // `.NAME.PROCESS.COUNT.new`: one of a process that lives is being written.
+        if let (Some("new"), Some(_), Some(process)) = (parts.next(), parts.next(), parts.next())
+            && process.parse::<u32>().is_ok()
+            && !Path::new("/proc").join(process).exists()
+        {
+            fs::remove_file(entry.path())?;
+        }
+    }
+    Ok(())
+}
+
 /// A guest's words are quoted up to a length that leaves the verdict one that its readers take.
 fn clip(text: String) -> String {
     const MAX_CHARS: usize = 4096;

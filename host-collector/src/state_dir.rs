@@ -63,9 +63,10 @@ pub enum StateDirError {
 
 fn way_out(error: &io::Error) -> &'static str {
     match error.kind() {
-        io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem | io::ErrorKind::NotADirectory => {
-            ": name a writable folder with --state-dir"
-        }
+        io::ErrorKind::PermissionDenied
+        | io::ErrorKind::ReadOnlyFilesystem
+        | io::ErrorKind::NotADirectory
+        | io::ErrorKind::AlreadyExists => ": name a writable folder with --state-dir",
         io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
             ": free some space there, or name another folder with --state-dir"
         }

@@ -9,6 +9,7 @@ use pika_cloud_common::wire::{
 };
 use pika_cloud_common::{DecodeError, RunResult, State, Status, paths};
 use rustix::fd::{BorrowedFd, OwnedFd};
+use rustix::fs::OFlags;
 use rustix::process::PidfdFlags;
 
 use super::marks::Marks;
@@ -118,6 +119,10 @@ impl Files {
                 GuestMessage::Heartbeat(beat).write(out);
                 self.children.retain_mut(|child| matches!(child.try_wait(), Ok(None)));
                 open.settle_unsupervised();
+                // What is mounted over the file makes no event that could be watched.
+                if !open.previous {
+                    open.folder.open_file(paths::EVENTS, OFlags::RDONLY).map_err(|error| broken(&error))?;
+                }
                 open.trim();
                 Ok(Done::Nothing)
             }

@@ -7,7 +7,8 @@
 use std::time::Duration;
 
 use pika_cloud_common::limits::MAX_LOG_FILES;
-use pika_cloud_common::verdict::Collection;
+use pika_cloud_common::spec::OutputCollectionMode;
+use pika_cloud_common::verdict::{Collection, Outcome};
 use pika_cloud_common::wire::{Archive, ArchiveLimits, Entry, HostMessage, Notice};
 
 use super::Driver;
@@ -83,7 +84,14 @@ impl Driver {
             Ok(tree) => collecting.tree = Some(tree),
             Err(error) => collecting.failed = Some(error.to_string()),
         }
-        let globs = self.spec.policies.output_collection.artifact_globs.clone();
+        let policy = &self.spec.policies.output_collection;
+        let succeeded =
+            matches!(self.journal.view().ended.as_ref().map(|end| &end.outcome), Some(Outcome::Completed { .. }));
+        // Without a glob it still brings the end of the logs, which the guest sends before it.
+        let globs = match policy.mode {
+            OutputCollectionMode::FailureOnly if succeeded => Vec::new(),
+            _ => policy.artifact_globs.clone(),
+        };
         let message = HostMessage::Archive(Archive { globs, limits, after: None });
         if let Some(live) = &self.live {
             // A guest that reads nothing any more is noticed by its silence.
@@ -179,6 +187,8 @@ impl Driver {
         let mut problem = collecting.failed.or(problem);
         if let Some(tree) = collecting.tree {
             (collection.files, collection.bytes) = (tree.files(), tree.bytes());
+            problem = problem
+                .or(tree.unended().map(|path| format!("{path}: the guest did not send its end: it is left out")));
             // The budget is the disk's too; a little is left for it even where the guest took all.
             let left = collecting.deadline.saturating_sub(self.now()).max(MIN_FINISH);
             let finish = tokio::task::spawn_blocking(move || tree.finish());

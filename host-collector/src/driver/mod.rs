@@ -170,6 +170,7 @@ impl Driver {
         let (machine, first) = Machine::new(Plan::of(&spec), &start, Duration::ZERO);
         let outputs = folder.incarnation(view.incarnation);
         crate::state_dir::make_folder(&outputs)?;
+        crate::outputs::remove_stale(&outputs).map_err(|source| Error::Outputs { path: outputs.clone(), source })?;
         let logs = LogFiles::open(&outputs.join("logs"), spec.limits.log_bytes, view)
             .map_err(|source| Error::Outputs { path: outputs.join("logs"), source })?;
         let intake = Intake::new(&spec);

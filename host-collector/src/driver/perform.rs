@@ -173,6 +173,7 @@ impl Driver {
 
     async fn keep(&mut self) -> Result<(), Error> {
         self.release().await?;
+        self.folder.clear_cancel();
         self.journal.host(HostRecord::Finished { destroyed: false });
         self.commit_all().await
     }
@@ -207,6 +208,8 @@ impl Driver {
             Op::Destroyed(answer) => {
                 match &answer {
                     Ok(()) => {
+                        self.left_behind = None;
+                        self.folder.clear_cancel();
                         self.journal.host(HostRecord::State {
                             state: State::Destroyed,
                             message: "the instance is deleted".to_owned(),

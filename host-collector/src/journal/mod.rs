@@ -17,7 +17,7 @@
 //! What the host adds is read back before it is taken: no guest can have a record written that recovery refuses.
 //!
 //! Records are gathered in memory, then appended with one write and made durable with one `fdatasync`; log files that they
-//! speak of are synced before them. Only then are they published to followers and acknowledged to the guest.
+//! speak of are synced before them. Invariant 1: only then are they published to followers and acknowledged to the guest.
 //!
 //! # After a crash
 //!

@@ -421,13 +421,7 @@ impl Machine {
 
     /// Invariant 7: on every terminal path, but for a policy that wants nothing.
     fn collect(&mut self, actions: &mut Vec<Action>) {
-        let completed = matches!(self.ended, Some(EndDecision { outcome: Outcome::Completed { .. }, .. }));
-        let wanted = match self.plan.collect {
-            OutputCollectionMode::Always => true,
-            OutputCollectionMode::FailureOnly => !completed,
-            OutputCollectionMode::None => false,
-        };
-        if !wanted {
+        if self.plan.collect == OutputCollectionMode::None {
             return self.conclude(actions);
         }
         self.enter(Phase::Collecting);

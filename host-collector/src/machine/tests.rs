@@ -184,7 +184,8 @@ fn outputs_are_collected_as_the_policy_says() {
     for (mode, exit_code, wanted) in [
         (Always, 0, true),
         (Always, 3, true),
-        (FailureOnly, 0, false),
+        // What was printed last is still on its way: logs are wanted after every end.
+        (FailureOnly, 0, true),
         (FailureOnly, 3, true),
         (None, 0, false),
         (None, 3, false),
@@ -673,7 +674,7 @@ fn a_new_collector_goes_on_where_the_last_one_stopped() {
     let keep = Plan { retention: RetentionPolicy::KeepUntilStopped, ..plan() };
     let cases = [
         (plan(), Start { ended: cancelled(), ..Start::default() }, vec![Action::Collect], Phase::Collecting),
-        (failure_only, Start { ended: completed(), ..Start::default() }, vec![Action::Conclude], Phase::Concluding),
+        (failure_only, Start { ended: completed(), ..Start::default() }, vec![Action::Collect], Phase::Collecting),
         (
             plan(),
             Start { ended: completed(), collection: collection(), ..Start::default() },
@@ -716,16 +717,11 @@ struct Watch {
     concludes: usize,
     is_gone: bool,
     collects_nothing: bool,
-    collects_failures: bool,
 }
 
 impl Watch {
     fn new(plan: &Plan) -> Self {
-        Self {
-            collects_nothing: plan.collect == OutputCollectionMode::None,
-            collects_failures: plan.collect == OutputCollectionMode::FailureOnly,
-            ..Self::default()
-        }
+        Self { collects_nothing: plan.collect == OutputCollectionMode::None, ..Self::default() }
     }
 
     fn actions(&mut self, actions: &[Action], now: Duration) {
@@ -765,8 +761,7 @@ impl Watch {
     fn conclude(&mut self) {
         assert_eq!(self.ends, 1, "a verdict without an end");
         assert!(!self.start.concluded, "a second verdict");
-        let completed = matches!(self.start.ended, Some(Ended { outcome: Outcome::Completed { .. }, .. }));
-        let wanted = !(self.collects_nothing || (self.collects_failures && completed));
+        let wanted = !self.collects_nothing;
         assert!(self.collects > 0 || !wanted, "no collection was tried");
         self.concludes += 1;
     }

@@ -58,25 +58,18 @@ pub(crate) async fn measure(setting: &Setting) -> anyhow::Result<Vec<Figure>> {
     let spec = RuntimeSpec::from_json(&spec.to_string())?;
     cloud.ensure(&spec, Rerun::Answer).await?;
     let (cancel, wish) = watch::channel(false);
-    // As in `pika-cloud`: the driver in this task, the consumer in one of its own.
-    let disk = tempfile::tempfile_in(setting.disk())?;
-    let consumer = tokio::spawn(consume(setting.incus.clone(), cloud.clone(), spec.clone(), disk, cancel));
-    timeout(PATIENCE * 5, cloud.run(&spec, Rerun::Answer, wish)).await.context("the runtime does not end")??;
-    consumer.await?
-}
-
-/// Measures, and ends the runtime however that went.
-async fn consume(
-    incus: Incus,
-    cloud: Cloud,
-    spec: RuntimeSpec,
-    disk: File,
-    cancel: watch::Sender<bool>,
-) -> anyhow::Result<Vec<Figure>> {
-    let measured = timeout(PATIENCE * 4, follow(&incus, &cloud, &spec, disk)).await;
-    // The driver holds the other end for as long as it runs.
+    // Driver and consumer in tasks of their own, as a server has them.
+    let driver = tokio::spawn({
+        let (cloud, spec) = (cloud.clone(), spec.clone());
+        async move { cloud.run(&spec, Rerun::Answer, wish).await }
+    });
+    let (incus, disk) = (setting.incus.clone(), tempfile::tempfile_in(setting.disk())?);
+    let consumer = tokio::spawn(async move { timeout(PATIENCE * 4, follow(&incus, &cloud, &spec, disk)).await });
+    let measured = consumer.await;
+    // However that went, the runtime ends. Where its driver has ended already, nobody hears it.
     let _ = cancel.send(true);
-    measured.context("the events do not come")?
+    timeout(PATIENCE, driver).await.context("the runtime does not end")???;
+    measured?.context("the events do not come")?
 }
 
 async fn follow(incus: &Incus, cloud: &Cloud, spec: &RuntimeSpec, disk: File) -> anyhow::Result<Vec<Figure>> {
