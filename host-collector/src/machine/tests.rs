@@ -1118,8 +1118,8 @@ fn a_start_that_is_refused_is_looked_at_before_it_is_believed() {
             silence: Duration::from_secs(60),
             run: None,
             stop_grace: Duration::from_secs(1),
-            collect: pika_cloud_common::spec::OutputCollectionMode::Always,
-            retention: pika_cloud_common::spec::RetentionPolicy::DestroyOnCompletion,
+            collect: OutputCollectionMode::Always,
+            retention: RetentionPolicy::DestroyOnCompletion,
         };
         let (mut machine, _) = Machine::new(plan, &Start::default(), Duration::ZERO);
         machine.step(Input::Looked(Ok(Found::Stopped)), Duration::ZERO);
