@@ -235,6 +235,10 @@ fn a_snapshot_is_read_and_not_written() {
     let source = stage.more("source");
     fs::create_dir_all(source.join("src")).unwrap();
     fs::write(source.join("src/main.c"), "int main;\n").unwrap();
+    // Only the mount keeps the guest from writing: by its modes anybody may.
+    for (path, mode) in [("", 0o777), ("src", 0o777), ("src/main.c", 0o666)] {
+        fs::set_permissions(source.join(path), fs::Permissions::from_mode(mode)).unwrap();
+    }
     let command = "cat /workspace/src/main.c || exit 10
         touch /workspace/new 2>/dev/null && exit 11
         echo x 2>/dev/null >> /workspace/src/main.c && exit 12
