@@ -15,7 +15,7 @@
 //! | figure | what |
 //! |---|---|
 //! | `journal_per_s` | events a second, 1,000,000 of 217 bytes, from the file to the journal |
-//! | others | the same lines moved by something else, see [`peers`](crate::peers) |
+//! | others | the same lines moved by something else, see [`crate::peers`] |
 //!
 //! All take turns, each writes to the same disk; medians are compared.
 
