@@ -32,6 +32,12 @@ const MAX_STARTS: u32 = 3;
 /// collector ran, from its start on: what the guest said meanwhile is still to be read.
 const RUN_BACKSTOP: Duration = Duration::from_secs(5);
 
+/// The least time that a deadline leaves after a start, so that what the guest said meanwhile is heard first.
+const CATCH_UP: Duration = Duration::from_millis(750);
+
+/// How long an open session takes at most to bring what was said before it.
+const RECHECK: Duration = Duration::from_millis(500);
+
 /// Beyond the grace, for the terminal event to arrive.
 const STOP_MARGIN: Duration = Duration::from_secs(2);
 
@@ -48,6 +54,8 @@ pub struct Machine {
     create_refused: Option<CallFailure>,
     /// The same of the start.
     start_refused: Option<CallFailure>,
+    /// When this collector took it up.
+    began: Duration,
     heard_at: Duration,
     /// When the session was opened.
     live_since: Duration,
@@ -82,6 +90,7 @@ impl Machine {
             ended,
             create_refused: None,
             start_refused: None,
+            began: now,
             heard_at: now,
             live_since: now,
             session_delay: FIRST_RETRY,
@@ -361,6 +370,10 @@ impl Machine {
         if self.phase == Phase::Stopping && due(self.stop_deadline) {
             return self.collect(actions);
         }
+        if self.may_end() && due(self.run_deadline) && self.may_be_behind(now) {
+            self.run_deadline = Some(now + RECHECK);
+            return;
+        }
         if self.may_end() && due(self.run_deadline) {
             let text = "the workload ran beyond run_secs, and the guest did not end it";
             return self.end(timed_out(Watchdog::Run, text), actions);
@@ -489,9 +502,16 @@ impl Machine {
         self.booted && matches!(self.phase, Phase::Looking | Phase::Dialing | Phase::Live)
     }
 
+    /// Whether the guest may have said its last word while nobody listened: shortly after a start, until a session has
+    /// been open long enough to bring it.
+    fn may_be_behind(&self, now: Duration) -> bool {
+        let listens = self.phase == Phase::Live && now >= self.live_since + RECHECK;
+        now < self.began + RUN_BACKSTOP && !listens
+    }
+
     fn run_deadline(&self, now: Duration, ago: Duration) -> Option<Duration> {
         let budget = self.plan.run? + self.plan.stop_grace + RUN_BACKSTOP;
-        Some(now + budget.saturating_sub(ago).max(RUN_BACKSTOP))
+        Some(now + budget.saturating_sub(ago).max(CATCH_UP))
     }
 }
 
