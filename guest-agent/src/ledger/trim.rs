@@ -35,6 +35,13 @@ pub struct TrimPoint {
     file: (u64, u64),
 }
 
+impl TrimPoint {
+    /// How many bytes go.
+    pub fn bytes(&self) -> u64 {
+        self.mark.end
+    }
+}
+
 /// Finds where `seq` ends in the current file, where that is worth a trim. `near` is where it is thought to end.
 pub fn find_trim_point(
     folder: &Folder,

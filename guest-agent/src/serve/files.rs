@@ -337,8 +337,9 @@ impl Open {
         let Ok(Some(stream)) = StreamFile::read(self.ledger.folder()) else { return };
         if stream.stream_id == self.stream_id
             && let Ok(Some(point)) = ledger::find_trim_point(self.ledger.folder(), &stream, near)
+            && self.ledger.lock().and_then(|locked| locked.trim(&point)).is_ok()
         {
-            let _ = self.ledger.lock().and_then(|locked| locked.trim(&point));
+            self.marks.cut(point.bytes());
         }
     }
 

@@ -11,11 +11,14 @@ pub(super) struct Marks {
     ends: VecDeque<(u64, u64)>,
     /// The last one that is acknowledged.
     acked: Option<(u64, u64)>,
+    /// Bytes that went from the file's front since it was opened: what is read until its end is its old self.
+    cut: u64,
 }
 
 impl Marks {
     /// Everything up to `seq` ends at `end` at the latest.
     pub(super) fn add(&mut self, seq: u64, end: u64) {
+        let end = end.saturating_sub(self.cut);
         match self.ends.back_mut() {
             Some(last) if last.0 == seq => last.1 = end,
             _ => self.ends.push_back((seq, end)),
@@ -26,6 +29,14 @@ impl Marks {
                 at += 1;
                 at % 2 == 1
             });
+        }
+    }
+
+    /// So many bytes went from the file's front: from here on it is shorter than what is still read of it.
+    pub(super) fn cut(&mut self, bytes: u64) {
+        self.cut += bytes;
+        for (_, end) in self.ends.iter_mut().chain(&mut self.acked) {
+            *end = end.saturating_sub(bytes);
         }
     }
 
@@ -56,5 +67,19 @@ mod tests {
         assert!((29_000..=30_000).contains(&seq) && end == seq * 10);
         assert_eq!(marks.acked(60_000), Some((50_000, 500_001)));
         assert!(marks.ends.is_empty());
+    }
+
+    #[test]
+    fn a_trim_moves_them_all() {
+        let mut marks = Marks::default();
+        marks.add(1, 100);
+        marks.add(2, 200);
+        assert_eq!(marks.acked(1), Some((1, 100)));
+        marks.cut(100);
+        // Read from the file that was open before the trim.
+        marks.add(3, 300);
+        assert_eq!(marks.acked(1), Some((1, 0)));
+        assert_eq!(marks.acked(2), Some((2, 100)));
+        assert_eq!(marks.acked(3), Some((3, 200)));
     }
 }

@@ -45,6 +45,8 @@ struct Job {
     /// Held until the bytes are written: whoever opens the journal next must find them all, or none to come.
     _lock: Option<Arc<RuntimeLock>>,
     done: oneshot::Sender<(io::Result<()>, Vec<u8>)>,
+    /// Hears of it at once, so that followers do not wait for the driver's turn.
+    durable: Arc<watch::Sender<u64>>,
 }
 
 impl Committer {
@@ -61,6 +63,9 @@ impl Committer {
                 let written: Vec<io::Result<()>> = jobs.iter().map(Job::write).collect();
                 for (job, written) in jobs.into_iter().zip(written) {
                     let result = written.and_then(|()| job.journal.sync_data());
+                    if result.is_ok() {
+                        job.durable.send_modify(|length| *length += job.bytes.len() as u64);
+                    }
                     // A driver that is gone does not want to know.
                     let _ = job.done.send((result, job.bytes));
                 }
@@ -90,14 +95,13 @@ pub struct Journal {
     spare: Vec<u8>,
     in_flight: Option<InFlight>,
     failed: bool,
-    durable: watch::Sender<u64>,
+    durable: Arc<watch::Sender<u64>>,
     lock: Option<Arc<RuntimeLock>>,
 }
 
 #[derive(Debug)]
 struct InFlight {
     done: oneshot::Receiver<(io::Result<()>, Vec<u8>)>,
-    bytes: u64,
 }
 
 impl Journal {
@@ -119,7 +123,7 @@ impl Journal {
         file.set_len(valid).map_err(fail("cutting a torn end off the journal"))?;
         // An earlier collector may have died between its write and its sync.
         file.sync_data().map_err(fail("syncing the journal"))?;
-        let (durable, _) = watch::channel(valid);
+        let durable = Arc::new(watch::channel(valid).0);
         let mut journal = Self {
             path: path.clone(),
             file: Arc::new(file),
@@ -213,12 +217,12 @@ impl Journal {
         }
         let bytes = std::mem::replace(&mut self.buffer, std::mem::take(&mut self.spare));
         let (sender, done) = oneshot::channel();
-        let length = bytes.len() as u64;
-        let job = Job { journal: Arc::clone(&self.file), bytes, logs, _lock: self.lock.clone(), done: sender };
+        let (journal, durable) = (Arc::clone(&self.file), Arc::clone(&self.durable));
+        let job = Job { journal, bytes, logs, _lock: self.lock.clone(), done: sender, durable };
         if self.committer.jobs.send(job).is_err() {
             return Err(self.broken("handing records to the journal's thread", io::Error::other("it ended")));
         }
-        self.in_flight = Some(InFlight { done, bytes: length });
+        self.in_flight = Some(InFlight { done });
         Ok(())
     }
 
@@ -230,13 +234,11 @@ impl Journal {
     pub async fn committed(&mut self) -> Result<(), JournalError> {
         let Some(in_flight) = &mut self.in_flight else { return std::future::pending().await };
         let answer = (&mut in_flight.done).await;
-        let bytes = in_flight.bytes;
         self.in_flight = None;
         match answer {
             Ok((Ok(()), mut spare)) => {
                 spare.clear();
                 self.spare = spare;
-                self.durable.send_modify(|length| *length += bytes);
                 Ok(())
             }
             Ok((Err(error), _)) => Err(self.broken("writing the journal", error)),
