@@ -221,8 +221,9 @@ fn one_at_a_time_and_one_after_the_other() {
 #[test]
 fn a_supervisor_that_was_killed() {
     let guest = Guest::new();
-    let mut lost = spawn(&guest, &[], "sleep 0.5");
-    eventually("it has begun", || guest.path("status.json").exists());
+    let mut lost = spawn(&guest, &[], "echo up; sleep 0.5");
+    // Not before the workload's own program runs: until then the lock is the child's as well, for an instant.
+    eventually("it has begun", || guest.path("logs/guest.log").exists() && log(&guest).contains("up"));
     lost.kill().unwrap();
     lost.wait().unwrap();
     // The next run says so, then begins the next stream.
