@@ -33,9 +33,11 @@ use setting::Setting;
 
 const AFTER_HELP: &str = "\
 It is run by `cargo xtask bench`, which builds the programs, starts a private Incus and says where they are:
-  PIKA_TEST_AGENT         the static pika-guest        PIKA_TEST_INCUS_SOCKET  the daemon's socket
-  PIKA_TEST_CLOUD         pika-cloud                   PIKA_TEST_INCUS_DIR     the daemon's folder; scratch goes beside it
+  PIKA_TEST_AGENT         the static pika-guest
+  PIKA_TEST_CLOUD         pika-cloud
   PIKA_BENCH_EMPTY        an empty static program
+  PIKA_TEST_INCUS_SOCKET  the daemon's socket
+  PIKA_TEST_INCUS_DIR     the daemon's folder; scratch goes beside it
 
 Exit codes:
   0   everything was measured, whether it holds or not: that stands in the figures
