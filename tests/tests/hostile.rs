@@ -329,12 +329,12 @@ fn a_guest_that_kills_its_own_side_died() {
     let died = |at: usize| {
         let (code, verdict): &(i32, Value) = &ended[at];
         assert_eq!((*code, &verdict["verdict"]), (126, &Value::from("guest_died")), "{verdict}");
-        assert_eq!(verdict["evidence"]["last_event"]["kind"].as_str().map(|kind| kind != "completed"), Some(true));
         verdict["cause"].clone()
     };
     assert_eq!(died(0), "supervisor_lost");
     assert_eq!(died(1), "instance_stopped");
     assert_eq!(ended[1].1["evidence"]["instance_status"], "Stopped");
+    // Whatever stands in the files that were made anew.
     died(2);
     // Its supervisor still holds the folder, and may say its last word into it; nothing is collected through a link.
     assert!([125, 126].contains(&ended[3].0), "{}", ended[3].1);
