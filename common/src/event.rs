@@ -11,6 +11,7 @@ use crate::limits::MAX_EVENT_BYTES;
 use crate::timestamp::Timestamp;
 
 mod head;
+mod quick;
 
 pub use head::EventHead;
 
@@ -145,7 +146,19 @@ pub struct Event {
     /// The kernel's `boot_id` at that time.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub boot_id: Option<String>,
-    /// Anything. `progress` and `notice` in it mark an event that changes no state.
+    /// Anything. `progress` and `notice` in it mark an event that changes no state; what a supervisor says at the end
+    /// stands in it beside whatever the workload gave:
+    ///
+    /// | name | in | what |
+    /// |---|---|---|
+    /// | `progress` | progress | `{name, fraction?}`, the fraction from 0 to 1 |
+    /// | `notice` | notices | `{dropped_events}` or `{dropped_log_bytes}`: how much was left out at a cap or for want of room |
+    /// | `exit_code` | terminal | the workload's exit code; 128 and the signal where one ended it |
+    /// | `signal` | terminal | the signal that ended the main process |
+    /// | `oom_kill` | terminal | `true`: the workload failed, and the kernel's count of processes killed for memory in its control group rose; `false`: it was killed by a signal that nobody asked for, and the count stayed; absent where that was not so, or nobody could read the count |
+    /// | `full` | terminal | file systems that were full at the end, by where they are mounted: of the contract's files, of the artifacts, and `/` |
+    /// | `timed_out` | terminal | `{watchdog: "run", secs}`: the time limit ended it |
+    /// | `supervisor_lost` | terminal | `true`: the supervisor died, and its successor writes this |
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub details: Option<Value>,
     /// What this version does not know.

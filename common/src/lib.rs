@@ -14,6 +14,7 @@
 #![forbid(unsafe_code)]
 
 mod bounded;
+pub mod command;
 pub mod digest;
 pub mod document;
 pub mod event;
@@ -29,6 +30,7 @@ pub mod timestamp;
 pub mod verdict;
 pub mod wire;
 
+pub use command::Command;
 pub use document::{DecodeError, SCHEMA_VERSION};
 pub use event::{Event, EventHead, State};
 pub use request::GuestRequest;

@@ -51,7 +51,52 @@ impl Verdict {
     pub fn check_version(&self) -> Result<(), DecodeError> {
         document::check_version("verdict.json", u64::from(self.schema_version), SCHEMA_VERSION)
     }
+
+    /// Whether a caller may rely on the workload's success and on its outputs: its [exit code](Self::exit_code) is 0.
+    ///
+    /// That is more than `completed`, which is the guest's word alone: a workload may exit with another code after it, and
+    /// outputs may be missing.
+    pub fn is_success(&self) -> bool {
+        self.exit_code() == 0
+    }
+
+    /// What a process that stands for this runtime, such as a CI job's, exits with, as people know these codes:
+    ///
+    /// | code | verdict |
+    /// |---|---|
+    /// | 0 | `completed`, all outputs that were asked for are on the host |
+    /// | 1 to 255 | `failed` with the workload's own code (1 where it gave none, or said `failed` and exited with 0); `completed`, and exited with another code than 0 |
+    /// | 124 | [`EXIT_TIMED_OUT`]: `timed_out`, whichever watchdog |
+    /// | 125 | [`EXIT_FAILED`]: `provision_failed`, or `completed` with outputs that are not all on the host |
+    /// | 126 | [`EXIT_LOST`]: `guest_died`, `unreachable` |
+    /// | 130 | [`EXIT_CANCELLED`]: `cancelled` |
+    ///
+    /// A workload's code that no process can exit with becomes 255. Codes above 123 may be the workload's own as well;
+    /// [`Verdict::outcome`] tells them apart.
+    pub fn exit_code(&self) -> u8 {
+        let complete = !matches!(self.evidence.collection, Some(Collection { complete: false, .. }));
+        let own = |code: i32| u8::try_from(code).unwrap_or(255);
+        match &self.outcome {
+            Outcome::Completed { exit_code: None | Some(0) } if !complete => EXIT_FAILED,
+            Outcome::Completed { exit_code } => own(exit_code.unwrap_or(0)),
+            // Whoever said `failed` did not succeed.
+            Outcome::Failed { exit_code } => own(exit_code.unwrap_or(1)).max(1),
+            Outcome::TimedOut { .. } => EXIT_TIMED_OUT,
+            Outcome::GuestDied { .. } | Outcome::Unreachable => EXIT_LOST,
+            Outcome::ProvisionFailed => EXIT_FAILED,
+            Outcome::Cancelled => EXIT_CANCELLED,
+        }
+    }
 }
+
+/// Exit code: a watchdog ended it, as with `timeout`.
+pub const EXIT_TIMED_OUT: u8 = 124;
+/// Exit code: pika-cloud itself could not do what was asked, as with `docker run`.
+pub const EXIT_FAILED: u8 = 125;
+/// Exit code: the guest died or was lost.
+pub const EXIT_LOST: u8 = 126;
+/// Exit code: its end was asked for; 128 and SIGINT.
+pub const EXIT_CANCELLED: u8 = 130;
 
 /// The conclusion of a [`Verdict`], under `verdict`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -114,7 +159,7 @@ pub enum Watchdog {
     Ready,
     /// Between two heartbeats.
     Silence,
-    /// Between two progress events.
+    /// From the start of the workload or its last progress event to the next, or to its end.
     Progress,
     /// From the start of the workload to its end.
     Run,
@@ -164,6 +209,13 @@ pub struct Evidence {
     /// The signal that ended the workload, where the guest said so.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub signal: Option<i32>,
+    /// Whether the kernel killed a process of the workload for memory: true or false only as its cgroup's own counter of
+    /// such kills says. Absent where nobody could read one: then a workload that was killed was `killed, cause unknown`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub oom_kill: Option<bool>,
+    /// File systems of the guest that were full at the workload's end, by where they are mounted or used, such as `/run`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub full: Vec<String>,
     /// The last event in the journal.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_event: Option<LastEvent>,
@@ -182,11 +234,13 @@ pub struct Evidence {
     /// Events or log bytes that the guest says it lost or left out.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub gaps: u64,
+    /// Restarts in a row that led to this incarnation; 0 for one that was asked for.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub restarts: u32,
 }
 
-#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde asks for a reference")]
-fn is_zero(n: &u64) -> bool {
-    *n == 0
+fn is_zero<N: Default + PartialEq>(n: &N) -> bool {
+    *n == N::default()
 }
 
 /// The last event that the host has.
@@ -220,4 +274,44 @@ pub struct Collection {
     /// Why it is not complete.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn code(outcome: Outcome, complete: bool) -> u8 {
+        let collection = Collection { complete, ..Collection::default() };
+        let verdict = Verdict {
+            schema_version: SCHEMA_VERSION,
+            runtime_id: "job".into(),
+            incarnation: 1,
+            outcome,
+            decided_at: Timestamp::from_unix(0, 0),
+            message: String::new(),
+            evidence: Evidence { collection: Some(collection), ..Evidence::default() },
+            extra: Extra::default(),
+        };
+        assert_eq!(verdict.is_success(), verdict.exit_code() == 0);
+        verdict.exit_code()
+    }
+
+    #[test]
+    fn exit_codes_are_those_that_people_know() {
+        assert_eq!(code(Outcome::Completed { exit_code: Some(0) }, true), 0);
+        assert_eq!(code(Outcome::Completed { exit_code: None }, true), 0);
+        assert_eq!(code(Outcome::Completed { exit_code: Some(0) }, false), 125);
+        assert_eq!(code(Outcome::Completed { exit_code: None }, false), 125);
+        assert_eq!(code(Outcome::Completed { exit_code: Some(5) }, true), 5);
+        assert_eq!(code(Outcome::Failed { exit_code: Some(3) }, true), 3);
+        assert_eq!(code(Outcome::Failed { exit_code: Some(3) }, false), 3);
+        assert_eq!(code(Outcome::Failed { exit_code: None }, true), 1);
+        assert_eq!(code(Outcome::Failed { exit_code: Some(0) }, true), 1);
+        assert_eq!(code(Outcome::Failed { exit_code: Some(-7) }, true), 255);
+        assert_eq!(code(Outcome::TimedOut { watchdog: Watchdog::Run }, true), 124);
+        assert_eq!(code(Outcome::ProvisionFailed, true), 125);
+        assert_eq!(code(Outcome::GuestDied { cause: DeathCause::InstanceGone }, false), 126);
+        assert_eq!(code(Outcome::Unreachable, false), 126);
+        assert_eq!(code(Outcome::Cancelled, true), 130);
+    }
 }

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 
 use pika_cloud_common::RuntimeSpec;
 use pika_cloud_common::digest::Digest;
-use pika_cloud_common::spec::{FieldError, REDACTED, SpecError, difference, hash};
+use pika_cloud_common::spec::{FieldError, Mount, REDACTED, SpecError, difference, hash};
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
@@ -73,7 +73,8 @@ fn every_type_wrong_at_once() {
             "logs_dir": 1, "guest_log_path": 1, "artifacts_dir": 1,
         },
         "policies": {
-            "restart_policy": "sometimes", "retention_policy": 1,
+            "restart_policy": "sometimes", "max_restarts": 4_294_967_296u64, "restart_backoff_secs": 0.5,
+            "restart_backoff_cap_secs": "1", "retention_policy": 1, "debug_keep_secs": -1,
             "output_collection": { "mode": true, "include_logs": "yes", "include_result": 1, "artifact_globs": "**" },
         },
         "entry_command": ["true"],
@@ -129,7 +130,11 @@ fn every_type_wrong_at_once() {
     expected.extend(
         [
             r#"policies.restart_policy: is "sometimes", must be one of "never", "on_failure", "always""#,
+            "policies.max_restarts: is 4294967296, must be a whole number from 0 to 4294967295",
+            "policies.restart_backoff_secs: is a number with a fraction or too large, must be a whole number from 0",
+            "policies.restart_backoff_cap_secs: is a string, must be a whole number from 0",
             r#"policies.retention_policy: is a number, must be one of "destroy_on_completion", "keep_until_stopped", "debug_keep""#,
+            "policies.debug_keep_secs: is -1, must be a whole number from 0",
             r#"policies.output_collection.mode: is true or false, must be one of "none", "failure_only", "always""#,
             "policies.output_collection.include_logs: is a string, must be true or false",
             "policies.output_collection.include_result: is a number, must be true or false",
@@ -186,7 +191,8 @@ fn every_value_wrong_at_once() {
             "logs_dir": "/a", "guest_log_path": "/a", "artifacts_dir": "/a",
         },
         "policies": {
-            "restart_policy": "always", "retention_policy": "debug_keep",
+            "restart_policy": "always", "max_restarts": 0, "restart_backoff_secs": 0, "restart_backoff_cap_secs": 0,
+            "retention_policy": "debug_keep", "debug_keep_secs": 0,
             "output_collection": { "artifact_globs": ["ok/**", "/etc/*", "../x", ""] },
         },
         "entry_command": "  ",
@@ -195,7 +201,7 @@ fn every_value_wrong_at_once() {
             "secrets": { "TOKEN": "hunter2" },
         },
         "watchdogs": {
-            "boot_secs": 0, "ready_secs": 1, "silence_secs": 19, "progress_secs": 1, "progress_cap_secs": 1, "run_secs": 0,
+            "boot_secs": 0, "ready_secs": 0, "silence_secs": 19, "progress_secs": 0, "progress_cap_secs": 0, "run_secs": 0,
             "stop_grace_secs": 1_000_000_000u64, "collect_secs": 0,
         },
         "limits": {
@@ -222,17 +228,16 @@ fn every_value_wrong_at_once() {
         "resources.vcpu_count: is 0, must be 1 to 1024",
         "resources.memory_mib: is 15, must be 16 to 16777216",
         "resources.root_disk_gib: is 0, must be 1 to 1048576",
-        "mounts[0].kind: is not implemented yet: only `read_only_snapshot` is",
         "mounts[0].required: is not implemented yet: an optional mount; remove the field, or the mount",
-        "mounts[0].source: must be an absolute path",
+        "mounts[0].source: must be a volume's NAME or POOL/NAME, each 1 to 63 of A-Z a-z 0-9 . _ -, first a letter or a digit",
         "mounts[0].guest_path: must be an absolute path",
         r#"mounts[1].mode: must be "read_only" for a read_only_snapshot"#,
         &format!("mounts[1].source: {plain}"),
         "mounts[1].guest_path: must not be below /run: the guest mounts over it when it boots",
-        "mounts[2].kind: is not implemented yet: only `read_only_snapshot` is",
+        "mounts[2].kind: is not implemented yet: only `read_only_snapshot` and `persistent_volume` are",
         &format!("mounts[2].source: {plain}"),
         "mounts[2].guest_path: must not be the guest's root",
-        "mounts[3].kind: is not implemented yet: only `read_only_snapshot` is",
+        "mounts[3].kind: is not implemented yet: only `read_only_snapshot` and `persistent_volume` are",
         &format!("mounts[3].source: {plain}"),
         "mounts[3].guest_path: must not be below /proc: the guest mounts over it when it boots",
         "paths.state_dir: is not implemented yet: another place; leave it out or set it to /run/pika-cloud",
@@ -245,8 +250,10 @@ fn every_value_wrong_at_once() {
         "paths.guest_log_path: is not implemented yet: another place; leave it out or set it to \
          /run/pika-cloud/logs/guest.log",
         "paths.artifacts_dir: is not implemented yet: another place; leave it out or set it to /run/pika-cloud/artifacts",
-        "policies.restart_policy: is not implemented yet: only `never` is",
-        "policies.retention_policy: is not implemented yet: `debug_keep`; use `keep_until_stopped`",
+        "policies.max_restarts: is 0, must be 1 to 1000000",
+        &format!("policies.restart_backoff_secs: is 0, {secs}"),
+        &format!("policies.restart_backoff_cap_secs: is 0, {secs}"),
+        &format!("policies.debug_keep_secs: is 0, {secs}"),
         &format!("policies.output_collection.artifact_globs[1]: {glob}"),
         &format!("policies.output_collection.artifact_globs[2]: {glob}"),
         &format!("policies.output_collection.artifact_globs[3]: {glob}"),
@@ -266,9 +273,9 @@ fn every_value_wrong_at_once() {
         "watchdogs.stop_grace_secs: is 1000000000, must be 0 to 316224000",
         &format!("watchdogs.collect_secs: is 0, {secs}"),
         &format!("watchdogs.run_secs: is 0, {secs}"),
-        "watchdogs.ready_secs: is not implemented yet: remove it",
-        "watchdogs.progress_secs: is not implemented yet: remove it",
-        "watchdogs.progress_cap_secs: is not implemented yet: remove it",
+        &format!("watchdogs.ready_secs: is 0, {secs}"),
+        &format!("watchdogs.progress_secs: is 0, {secs}"),
+        &format!("watchdogs.progress_cap_secs: is 0, {secs}"),
         "limits.artifact_bytes: is 18446744073709551615, must be 0 to 1125899906842624",
         "limits.artifact_files: is 1000001, must be 0 to 1000000",
         "limits.log_bytes: is 18446744073709551615, must be 0 to 1125899906842624",
@@ -284,6 +291,31 @@ fn every_value_wrong_at_once() {
     sorted_got.sort();
     sorted_expected.sort();
     assert!(sorted_got == sorted_expected, "got\n{}\nexpected\n{}", sorted_got.join("\n"), sorted_expected.join("\n"));
+}
+
+#[test]
+fn a_bound_below_what_it_bounds_is_told_with_both_names() {
+    assert_lines(
+        &with(&[("policies", json!({ "restart_backoff_secs": 20, "restart_backoff_cap_secs": 19 }))]),
+        &["policies.restart_backoff_cap_secs: is 19, must be at least policies.restart_backoff_secs, which is 20"],
+    );
+    assert_lines(
+        &with(&[("policies/restart_backoff_secs", json!(301))]),
+        &["policies.restart_backoff_cap_secs: is 300, must be at least policies.restart_backoff_secs, which is 301"],
+    );
+    assert_lines(
+        &with(&[("watchdogs", json!({ "progress_secs": 20, "progress_cap_secs": 19 }))]),
+        &["watchdogs.progress_cap_secs: is 19, must be at least watchdogs.progress_secs, which is 20"],
+    );
+    assert_lines(
+        &with(&[("watchdogs/progress_cap_secs", json!(19))]),
+        &["watchdogs.progress_cap_secs: bounds watchdogs.progress_secs: set that too"],
+    );
+    read(&with(&[
+        ("policies", json!({ "restart_backoff_secs": 20, "restart_backoff_cap_secs": 20 })),
+        ("watchdogs", json!({ "progress_secs": 20, "progress_cap_secs": 20, "ready_secs": 1 })),
+    ]));
+    read(&with(&[("watchdogs/progress_secs", json!(1))]));
 }
 
 #[test]
@@ -413,6 +445,37 @@ fn paths_are_compared_by_component() {
     let many: Vec<&str> = many.iter().map(String::as_str).collect();
     assert_lines(&mounts(&many), &["mounts: are 129, must be at most 128"]);
     read(&mounts(&many[1..]));
+}
+
+#[test]
+fn a_volume_is_named_with_or_without_its_pool_and_one_at_most_is_written() {
+    let mounts = |mounts: &[(&str, &str)]| {
+        let mounts: Vec<Value> = mounts
+            .iter()
+            .enumerate()
+            .map(|(n, (source, mode))| {
+                json!({ "kind": "persistent_volume", "guest_path": format!("/m/{n}"), "source": source, "mode": mode })
+            })
+            .collect();
+        with(&[("mounts", Value::from(mounts))])
+    };
+    let spec = read(&mounts(&[("data", "read_write"), ("fast/data.2", "read_only"), ("slow/data.2", "read_only")]));
+    let names: Vec<_> = spec.mounts.iter().filter_map(Mount::volume).map(|v| (v.pool, v.name)).collect();
+    assert_eq!(names, [(None, "data"), (Some("fast"), "data.2"), (Some("slow"), "data.2")]);
+    let rule = "must be a volume's NAME or POOL/NAME, each 1 to 63 of A-Z a-z 0-9 . _ -, first a letter or a digit";
+    for source in ["", "/", "a/", "/a", "a/b/c", "..", "a b", "-a", "a?b", "a\n", &"a".repeat(64)] {
+        assert_lines(&mounts(&[(source, "read_only")]), &[&format!("mounts[0].source: {rule}")]);
+    }
+    let twice = mounts(&[("a", "read_write"), ("a", "read_only"), ("b", "read_write"), ("c", "read_write")]);
+    let one = "must be \"read_only\": mounts[0] is the one volume that is written";
+    assert_lines(
+        &twice,
+        &[
+            "mounts[1].source: names the volume of another mount again",
+            &format!("mounts[2].mode: {one}"),
+            &format!("mounts[3].mode: {one}"),
+        ],
+    );
 }
 
 /// A spec that is taken fits into one `start` message, escapes and all.
@@ -547,7 +610,7 @@ fn the_hash_knows_neither_order_nor_explicit_defaults() {
         ("paths", json!({ "state_dir": "/run/pika-cloud" })),
         (
             "policies",
-            json!({ "restart_policy": "never", "output_collection": { "mode": "always", "artifact_globs": ["**"] } }),
+            json!({ "restart_policy": "never", "max_restarts": 10, "debug_keep_secs": 3600, "output_collection": { "mode": "always", "artifact_globs": ["**"] } }),
         ),
         ("bootstrap", json!({ "env": {}, "run_as_root": false })),
         ("watchdogs", json!({ "boot_secs": 120, "run_secs": null })),
@@ -559,7 +622,10 @@ fn the_hash_knows_neither_order_nor_explicit_defaults() {
     // A default beside a given field is no given field: a new default would change no hash.
     for (given, with_default) in [
         (json!({ "run_secs": 5 }), json!({ "run_secs": 5, "boot_secs": 120, "collect_secs": 120 })),
-        (json!({ "boot_secs": 5 }), json!({ "boot_secs": 5, "silence_secs": 60, "stop_grace_secs": 10 })),
+        (
+            json!({ "boot_secs": 5, "progress_secs": null }),
+            json!({ "boot_secs": 5, "silence_secs": 60, "stop_grace_secs": 10 }),
+        ),
     ] {
         let hash = |watchdogs: &Value| hash(&read(&with(&[("watchdogs", watchdogs.clone())])));
         assert_eq!(hash(&given), hash(&with_default));
@@ -592,6 +658,11 @@ fn each_field_changes_the_hash_and_is_named_as_the_difference() {
         ("/mounts/0/guest_path", json!("/c"), "mounts[0].guest_path"),
         ("/mounts/0/source", json!("/c"), "mounts[0].source"),
         ("/mounts", json!([]), "mounts"),
+        ("/policies/restart_policy", json!("on_failure"), "policies.restart_policy"),
+        ("/policies/max_restarts", json!(3), "policies.max_restarts"),
+        ("/policies/restart_backoff_secs", json!(3), "policies.restart_backoff_secs"),
+        ("/policies/restart_backoff_cap_secs", json!(3), "policies.restart_backoff_cap_secs"),
+        ("/policies/debug_keep_secs", json!(3), "policies.debug_keep_secs"),
         ("/policies/retention_policy", json!("keep_until_stopped"), "policies.retention_policy"),
         ("/policies/output_collection/mode", json!("none"), "policies.output_collection.mode"),
         ("/policies/output_collection/include_logs", json!(false), "policies.output_collection.include_logs"),
@@ -603,6 +674,8 @@ fn each_field_changes_the_hash_and_is_named_as_the_difference() {
         ("/bootstrap/run_as_root", json!(true), "bootstrap.run_as_root"),
         ("/watchdogs/boot_secs", json!(5), "watchdogs.boot_secs"),
         ("/watchdogs/silence_secs", json!(25), "watchdogs.silence_secs"),
+        ("/watchdogs/ready_secs", json!(5), "watchdogs.ready_secs"),
+        ("/watchdogs/progress_secs", json!(5), "watchdogs.progress_secs"),
         ("/watchdogs/run_secs", json!(5), "watchdogs.run_secs"),
         ("/watchdogs/stop_grace_secs", json!(5), "watchdogs.stop_grace_secs"),
         ("/watchdogs/collect_secs", json!(5), "watchdogs.collect_secs"),
@@ -661,6 +734,9 @@ const FIELDS: &[&str] = &[
     "state_dir",
     "policies",
     "restart_policy",
+    "max_restarts",
+    "restart_backoff_secs",
+    "restart_backoff_cap_secs",
     "output_collection",
     "artifact_globs",
     "entry_command",
@@ -671,6 +747,8 @@ const FIELDS: &[&str] = &[
     "cwd",
     "watchdogs",
     "boot_secs",
+    "progress_secs",
+    "progress_cap_secs",
     "limits",
     "log_bytes",
     "devices",

@@ -14,6 +14,6 @@ pub use read::SpecError;
 pub use redact::REDACTED;
 pub use types::{
     Bootstrap, Identity, Incus, InstanceType, Mount, MountKind, MountMode, OutputLimits, Paths, Resources, RuntimeSpec,
-    Watchdogs,
+    VolumeName, Watchdogs,
 };
-pub use validate::FieldError;
+pub use validate::{FieldError, is_runtime_id};

@@ -3,17 +3,40 @@
 use serde::{Deserialize, Serialize};
 
 /// What happens when a runtime ends.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[cfg_attr(feature = "schema", schemars(deny_unknown_fields))]
 #[serde(default)]
 pub struct Policies {
-    /// Whether it is started again. Only `never` is implemented yet.
+    /// Whether it is started again after its end. Each start is an incarnation of its own, with a verdict of its own.
     pub restart_policy: RestartPolicy,
-    /// Whether its instance stays.
+    /// Restarts in a row, 1 to 1000000; the verdict after the last one stays. An incarnation that lived at least
+    /// `restart_backoff_cap_secs` lets the count begin anew.
+    pub max_restarts: u32,
+    /// Seconds before the first restart in a row, at least 1; doubled for each one that follows.
+    pub restart_backoff_secs: u64,
+    /// The longest time before a restart, in seconds; at least `restart_backoff_secs`.
+    pub restart_backoff_cap_secs: u64,
+    /// Whether its instance stays after its last end.
     pub retention_policy: RetentionPolicy,
+    /// How long `debug_keep` keeps the instance after the verdict, in seconds, at least 1.
+    pub debug_keep_secs: u64,
     /// What is brought to the host.
     pub output_collection: OutputCollection,
+}
+
+impl Default for Policies {
+    fn default() -> Self {
+        Self {
+            restart_policy: RestartPolicy::default(),
+            max_restarts: 10,
+            restart_backoff_secs: 1,
+            restart_backoff_cap_secs: 300,
+            retention_policy: RetentionPolicy::default(),
+            debug_keep_secs: 3600,
+            output_collection: OutputCollection::default(),
+        }
+    }
 }
 
 /// Whether a runtime is started again.
@@ -24,9 +47,9 @@ pub enum RestartPolicy {
     /// Never.
     #[default]
     Never,
-    /// After everything but `completed`. Not implemented yet.
+    /// After everything but `completed` and `cancelled`.
     OnFailure,
-    /// After everything. Not implemented yet.
+    /// After everything but `cancelled`: who asked for an end does not want it undone.
     Always,
 }
 
@@ -38,9 +61,9 @@ pub enum RetentionPolicy {
     /// It is destroyed once its outputs are on the host.
     #[default]
     DestroyOnCompletion,
-    /// It stays until `destroy` is called.
+    /// It stays until `stop` or `destroy` is called.
     KeepUntilStopped,
-    /// It stays for a person to look at, for a time. Not implemented yet.
+    /// It stays as it is for a person to look at, until `debug_keep_secs` after the verdict; then it is destroyed.
     DebugKeep,
 }
 

@@ -144,11 +144,12 @@ pub struct Resources {
 #[cfg_attr(feature = "schema", schemars(deny_unknown_fields, extend("required" = ["kind", "guest_path", "source"])))]
 #[serde(default)]
 pub struct Mount {
-    /// What it is for. Only `read_only_snapshot` is implemented yet.
+    /// What it is for. Only `read_only_snapshot` and `persistent_volume` are implemented yet.
     pub kind: MountKind,
     /// Absolute; not below `/run`, `/proc`, `/sys` or `/dev`.
     pub guest_path: String,
-    /// An absolute folder on the host that runs Incus.
+    /// An absolute folder on the host that runs Incus. Of a `persistent_volume`: a custom volume of Incus, as `POOL/NAME`, or
+    /// `NAME` in the pool of the root disk; each part is 1 to 63 of `A-Za-z0-9._-`, first a letter or a digit.
     pub source: String,
     /// Whether the guest may write.
     pub mode: MountMode,
@@ -169,6 +170,34 @@ impl Default for Mount {
     }
 }
 
+/// A custom volume of Incus, as a mount names it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct VolumeName<'a> {
+    /// Its storage pool; the root disk's where absent.
+    pub pool: Option<&'a str>,
+    /// Its name.
+    pub name: &'a str,
+}
+
+impl Mount {
+    /// The volume that a `persistent_volume` names; `None` for other kinds, and for a source that names none.
+    pub fn volume(&self) -> Option<VolumeName<'_>> {
+        if self.kind != MountKind::PersistentVolume {
+            return None;
+        }
+        let (pool, name) = match self.source.split_once('/') {
+            Some((pool, name)) => (Some(pool), name),
+            None => (None, self.source.as_str()),
+        };
+        let plain = |text: &str| {
+            (1..=63).contains(&text.len())
+                && text.starts_with(|c: char| c.is_ascii_alphanumeric())
+                && text.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b))
+        };
+        (plain(name) && pool.is_none_or(plain)).then_some(VolumeName { pool, name })
+    }
+}
+
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde asks for a reference")]
 fn is_true(value: &bool) -> bool {
     *value
@@ -179,7 +208,7 @@ fn is_true(value: &bool) -> bool {
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum MountKind {
-    /// The one volume of a managed agent. Not implemented yet.
+    /// A volume that outlives the instance, made where it is absent. A runtime has at most one that it writes to.
     PersistentVolume,
     /// A host folder that the guest reads, such as the source of a CI job.
     #[default]
@@ -277,15 +306,16 @@ pub struct Bootstrap {
 pub struct Watchdogs {
     /// From the start of the instance to the agent's first word.
     pub boot_secs: u64,
-    /// From `booted` to `ready`. Off where absent. Not implemented yet.
+    /// From `booted` to the guest's `ready`; a workload that ended before has ended, and is not late. Off where absent.
     #[serde(skip_serializing_if = "is_default")]
     pub ready_secs: Option<u64>,
     /// Without a heartbeat, hence `unreachable`.
     pub silence_secs: u64,
-    /// Between two progress events. Off where absent. Not implemented yet.
+    /// From the start of the workload to its end; each progress event begins it anew. Off where absent.
     #[serde(skip_serializing_if = "is_default")]
     pub progress_secs: Option<u64>,
-    /// From the first progress event to the end. Not implemented yet.
+    /// From the start of the workload to where no progress event moves the deadline of `progress_secs` any further; at
+    /// least `progress_secs`, and an error without it. No bound where absent.
     #[serde(skip_serializing_if = "is_default")]
     pub progress_cap_secs: Option<u64>,
     /// From the start of the workload to its end. Off where absent.

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::fmt;
 use std::path::{Component, Path};
 
-use super::policy::{RestartPolicy, RetentionPolicy};
+use super::policy::Policies;
 use super::types::{InstanceType, Mount, MountKind, MountMode, Paths, RuntimeSpec, Watchdogs};
 use crate::limits::{MAX_ENV_BYTES, MAX_START_BYTES};
 use crate::paths as contract;
@@ -47,11 +47,17 @@ const RESERVED_GUEST_FOLDERS: [&str; 5] = ["/run", "/var/run", "/proc", "/sys", 
 /// The longest deadline, ten years: far beyond use, and far below what arithmetic on times could overflow on.
 const MAX_SECS: u64 = 10 * 366 * 86_400;
 
+/// Beyond use, and far from where a count of incarnations ends.
+const MAX_RESTARTS: u64 = 1_000_000;
+
 /// Beyond use, and few enough for one request to Incus.
 const MAX_PROFILES: usize = 64;
 
 /// Beyond use; each mount is a device of the instance.
 const MAX_MOUNTS: usize = 128;
+
+const NO_VOLUME: &str =
+    "must be a volume's NAME or POOL/NAME, each 1 to 63 of A-Z a-z 0-9 . _ -, first a letter or a digit";
 
 /// All of `metadata` as JSON: it is kept in the journal.
 const MAX_METADATA_BYTES: usize = 64 * 1024;
@@ -77,6 +83,13 @@ impl Problems {
         }
     }
 
+    /// That a bound is at least what it bounds, where each of the two is in its range.
+    fn order(&mut self, path: &str, bound: u64, bounded_path: &str, bounded: u64) {
+        if bound < bounded && bound >= 1 && bounded <= MAX_SECS {
+            self.add(path, format!("is {bound}, must be at least {bounded_path}, which is {bounded}"));
+        }
+    }
+
     fn not_implemented(&mut self, unused: bool, path: &str, instead: &str) {
         if !unused {
             self.add(path, format!("is not implemented yet: {instead}"));
@@ -92,7 +105,7 @@ pub(super) fn validate(spec: &RuntimeSpec) -> Vec<FieldError> {
     resources(spec, &mut problems);
     mounts(&spec.mounts, &mut problems);
     paths(&spec.paths, &mut problems);
-    policies(spec, &mut problems);
+    policies(&spec.policies, &mut problems);
     workload(spec, &mut problems);
     watchdogs(&spec.watchdogs, &mut problems);
     limits(spec, &mut problems);
@@ -101,12 +114,19 @@ pub(super) fn validate(spec: &RuntimeSpec) -> Vec<FieldError> {
     problems.0
 }
 
+/// Whether `text` may be an `identity.runtime_id`: it is a single, plain name then, and safe as that of a folder.
+pub fn is_runtime_id(text: &str) -> bool {
+    (1..=64).contains(&text.len())
+        && text.starts_with(|c: char| c.is_ascii_alphanumeric())
+        && text.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b))
+}
+
 fn identity(spec: &RuntimeSpec, problems: &mut Problems) {
-    let id = &spec.identity.runtime_id;
-    let id_fits = (1..=64).contains(&id.len())
-        && id.starts_with(|c: char| c.is_ascii_alphanumeric())
-        && id.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b));
-    problems.check(id_fits, "identity.runtime_id", "must be 1 to 64 of A-Z a-z 0-9 . _ -, first a letter or a digit");
+    problems.check(
+        is_runtime_id(&spec.identity.runtime_id),
+        "identity.runtime_id",
+        "must be 1 to 64 of A-Z a-z 0-9 . _ -, first a letter or a digit",
+    );
     let name = &spec.identity.instance_name;
     let name_fits = (1..=63).contains(&name.len())
         && name.starts_with(|c: char| c.is_ascii_alphabetic())
@@ -160,12 +180,14 @@ fn mounts(mounts: &[Mount], problems: &mut Problems) {
         return;
     }
     let mut taken: BTreeSet<&Path> = BTreeSet::new();
+    let mut volumes: BTreeSet<&str> = BTreeSet::new();
+    let mut written: Option<usize> = None;
     for (index, mount) in mounts.iter().enumerate() {
         let at = |field: &str| format!("mounts[{index}].{field}");
         problems.not_implemented(
-            mount.kind == MountKind::ReadOnlySnapshot,
+            matches!(mount.kind, MountKind::ReadOnlySnapshot | MountKind::PersistentVolume),
             &at("kind"),
-            "only `read_only_snapshot` is",
+            "only `read_only_snapshot` and `persistent_volume` are",
         );
         problems.check(
             mount.kind != MountKind::ReadOnlySnapshot || mount.mode == MountMode::ReadOnly,
@@ -173,7 +195,15 @@ fn mounts(mounts: &[Mount], problems: &mut Problems) {
             "must be \"read_only\" for a read_only_snapshot",
         );
         problems.not_implemented(mount.required, &at("required"), "an optional mount; remove the field, or the mount");
-        if let Err(problem) = normal_absolute(&mount.source) {
+        if mount.kind == MountKind::PersistentVolume {
+            problems.check(mount.volume().is_some(), &at("source"), NO_VOLUME);
+            problems.check(volumes.insert(&mount.source), &at("source"), "names the volume of another mount again");
+            if mount.mode == MountMode::ReadWrite {
+                let first = *written.get_or_insert(index);
+                let problem = format!("must be \"read_only\": mounts[{first}] is the one volume that is written");
+                problems.check(first == index, &at("mode"), &problem);
+            }
+        } else if let Err(problem) = normal_absolute(&mount.source) {
             problems.add(at("source"), problem);
         }
         match normal_absolute(&mount.guest_path) {
@@ -236,18 +266,14 @@ fn paths(paths: &Paths, problems: &mut Problems) {
     }
 }
 
-fn policies(spec: &RuntimeSpec, problems: &mut Problems) {
-    let policies = &spec.policies;
-    problems.not_implemented(
-        policies.restart_policy == RestartPolicy::Never,
-        "policies.restart_policy",
-        "only `never` is",
-    );
-    problems.not_implemented(
-        policies.retention_policy != RetentionPolicy::DebugKeep,
-        "policies.retention_policy",
-        "`debug_keep`; use `keep_until_stopped`",
-    );
+fn policies(policies: &Policies, problems: &mut Problems) {
+    // No restart at all is said by the policy, not by its count.
+    problems.range("policies.max_restarts", u64::from(policies.max_restarts), 1, MAX_RESTARTS);
+    let (backoff, cap) = (policies.restart_backoff_secs, policies.restart_backoff_cap_secs);
+    problems.range("policies.restart_backoff_secs", backoff, 1, MAX_SECS);
+    problems.range("policies.restart_backoff_cap_secs", cap, 1, MAX_SECS);
+    problems.order("policies.restart_backoff_cap_secs", cap, "policies.restart_backoff_secs", backoff);
+    problems.range("policies.debug_keep_secs", policies.debug_keep_secs, 1, MAX_SECS);
     let globs = &policies.output_collection.artifact_globs;
     problems.check(globs.len() <= 256, "policies.output_collection.artifact_globs", "must be at most 256 patterns");
     for (index, glob) in globs.iter().enumerate() {
@@ -314,15 +340,20 @@ fn watchdogs(watchdogs: &Watchdogs, problems: &mut Problems) {
     problems.range("watchdogs.silence_secs", watchdogs.silence_secs, 20, MAX_SECS);
     problems.range("watchdogs.stop_grace_secs", watchdogs.stop_grace_secs, 0, MAX_SECS);
     problems.range("watchdogs.collect_secs", watchdogs.collect_secs, 1, MAX_SECS);
-    if let Some(secs) = watchdogs.run_secs {
-        problems.range("watchdogs.run_secs", secs, 1, MAX_SECS);
-    }
     for (path, value) in [
         ("watchdogs.ready_secs", watchdogs.ready_secs),
         ("watchdogs.progress_secs", watchdogs.progress_secs),
         ("watchdogs.progress_cap_secs", watchdogs.progress_cap_secs),
+        ("watchdogs.run_secs", watchdogs.run_secs),
     ] {
-        problems.not_implemented(value.is_none(), path, "remove it");
+        if let Some(secs) = value {
+            problems.range(path, secs, 1, MAX_SECS);
+        }
+    }
+    match (watchdogs.progress_cap_secs, watchdogs.progress_secs) {
+        (Some(cap), Some(secs)) => problems.order("watchdogs.progress_cap_secs", cap, "watchdogs.progress_secs", secs),
+        (Some(_), None) => problems.add("watchdogs.progress_cap_secs", "bounds watchdogs.progress_secs: set that too"),
+        (None, _) => {}
     }
 }
 

@@ -6,7 +6,7 @@
 //! ```
 //!
 //! The decoder does not know which lines announce raw bytes: its caller says so by [`Decoder::expect_bulk`] before it asks
-//! for the next frame. Memory is bounded by one line and one read.
+//! for the next frame. Memory is bounded by one line and one read; a decoder that waits for small reads holds little.
 
 use crate::limits::MAX_LINE_BYTES;
 
@@ -45,15 +45,21 @@ impl Decoder {
         Self::default()
     }
 
-    /// Room for at least `min` bytes, to be read into; follow it by [`Decoder::filled`].
+    /// Room for at least `min` bytes, to be read into; follow it by [`Decoder::filled`]. Where all was given out, what earlier
+    /// calls took beyond it is given back.
     pub fn space(&mut self, min: usize) -> &mut [u8] {
         if self.start == self.end {
             (self.start, self.end) = (0, 0);
+            if self.buffer.len() > 2 * min {
+                self.buffer = Vec::new();
+            }
         }
         if self.buffer.len() - self.end < min {
-            self.buffer.copy_within(self.start..self.end, 0);
-            self.end -= self.start;
-            self.start = 0;
+            if self.start > 0 {
+                self.buffer.copy_within(self.start..self.end, 0);
+                self.end -= self.start;
+                self.start = 0;
+            }
             if self.buffer.len() - self.end < min {
                 self.buffer.resize(self.end + min, 0);
             }
