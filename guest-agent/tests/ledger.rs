@@ -56,6 +56,22 @@ fn thirty_two_processes_of_one_event_each_time() {
     assert_eq!(guest.events().len(), 800);
 }
 
+/// Whoever made them may have died before they were anybody's to write.
+#[test]
+fn what_was_made_by_halves_is_finished() {
+    let guest = Guest::new();
+    guest.ok(&["starting"]);
+    let mode = |name: &str| std::fs::metadata(guest.root().join(name)).unwrap().mode() & 0o7777;
+    let set = |name: &str, mode| {
+        std::fs::set_permissions(guest.root().join(name), std::os::unix::fs::PermissionsExt::from_mode(mode)).unwrap();
+    };
+    set("", 0o755);
+    set("events.jsonl", 0o644);
+    set("events.jsonl.seq", 0o644);
+    guest.ok(&["ready"]);
+    assert_eq!((mode(""), mode("events.jsonl"), mode("events.jsonl.seq")), (0o2775, 0o664, 0o664));
+}
+
 /// What a verb returned 0 for is there, whoever is killed meanwhile; nothing is torn, no number is missing or given twice,
 /// and the documents agree.
 #[test]

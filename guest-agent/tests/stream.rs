@@ -247,9 +247,11 @@ fn a_stream_that_is_killed_loses_nothing() {
 fn a_supervisor_that_is_killed_is_reported_at_once() {
     let guest = Guest::new();
     let mut owner = guest.owner();
-    owner.start("job-1", "sleep 1");
+    owner.start("job-1", "echo up; sleep 1");
     owner.find_event("starting");
     eventually("a supervisor", || supervisor_pid(&guest).is_some());
+    // Until its workload is another program, that holds the lock as well.
+    eventually("its workload runs", || std::fs::read(guest.path("logs/guest.log")).is_ok_and(|log| !log.is_empty()));
     let began = Instant::now();
     kill(supervisor_pid(&guest).unwrap());
     let failed = owner.find_event("failed");

@@ -2,13 +2,14 @@
 
 use pika_cloud_common::document::Extra;
 use pika_cloud_common::limits::{MAX_COUNT, MAX_DOCUMENT_BYTES, MAX_EVENT_BYTES};
-use pika_cloud_common::{Event, ResultStatus, RunResult, SCHEMA_VERSION, State, Status, paths};
+use pika_cloud_common::{Event, EventHead, ResultStatus, RunResult, SCHEMA_VERSION, State, Status, paths};
 use rustix::io::{self, Errno};
 use serde::Serialize;
 use serde_json::{Value, json};
 
 use super::error::LedgerError;
-use super::{Locked, caps, lines, system};
+use super::room::Claim;
+use super::{Locked, caps, room, system};
 
 /// What an event is to say.
 #[derive(Clone, Debug, PartialEq)]
@@ -30,6 +31,23 @@ pub struct Draft {
     pub message: String,
     /// For a program.
     pub details: Option<Value>,
+}
+
+impl Draft {
+    fn is_terminal(&self) -> bool {
+        matches!(&self.what, What::State(state) if state.is_terminal())
+    }
+
+    /// What it may use of the room that is kept; `last` where the batch ends the stream.
+    fn claim(&self, last: bool) -> Claim {
+        match self.what {
+            What::Progress => Claim::Progress,
+            // A few bytes that tell what is missing, with the last word.
+            What::Notice if last => Claim::Terminal,
+            What::State(_) if self.is_terminal() => Claim::Terminal,
+            What::State(_) | What::Notice => Claim::State,
+        }
+    }
 }
 
 /// How far a batch came.
@@ -66,27 +84,35 @@ struct Batch {
 impl Locked<'_> {
     /// Appends `drafts` in order, by one write, up to the first that is refused.
     pub fn append(&mut self, drafts: &[Draft]) -> Result<Appended, LedgerError> {
+        let last = drafts.iter().any(Draft::is_terminal);
         if self.last.is_terminal() {
             self.mend()?;
         } else if !matches!(drafts.first(), Some(Draft { what: What::State(_), .. })) {
-            self.mend_status()?;
+            // The last word does not wait for room for an earlier document; its own takes that one's place.
+            self.mend_status().or_else(|error| if last && error.is_full() { Ok(()) } else { Err(error) })?;
         }
         let mut cap = caps::Cap::of(self);
         let mut batch = Batch::default();
         let mut place = Place { seq: self.last.seq, state: self.last.state.clone() };
         let dropped = caps::take_dropped(self);
         if let Some(count) = dropped.filter(|_| !place.state.is_terminal() && cap.admits(self, 512, true)) {
-            self.add(&mut batch, &mut place, &caps::drop_notice(count))?;
-            batch.notices = 1;
+            let notice = caps::drop_notice(count);
+            if self.has_room(512, notice.claim(last)) {
+                self.add(&mut batch, &mut place, &notice)?;
+                batch.notices = 1;
+            }
         }
         let mut refusal = None;
         for draft in drafts {
-            if let Err(error) = self.try_add(&mut batch, &mut place, &mut cap, draft) {
+            if let Err(error) = self.try_add(&mut batch, &mut place, &mut cap, (draft, last)) {
                 refusal = Some(error);
                 break;
             }
         }
-        if matches!(refusal, Some(LedgerError::Capped { .. })) {
+        let is_progress =
+            drafts.get(batch.ends.len() - batch.notices).is_some_and(|draft| draft.what == What::Progress);
+        let no_room = is_progress && matches!(refusal, Some(LedgerError::NoRoom { .. }));
+        if no_room || matches!(refusal, Some(LedgerError::Capped { .. })) {
             let told = batch.notices == 1;
             caps::count_dropped(self, if told { 1 } else { dropped.unwrap_or(0) + 1 })?;
         } else if batch.notices == 1 {
@@ -102,11 +128,11 @@ impl Locked<'_> {
     }
 
     fn try_add(
-        &self,
+        &mut self,
         batch: &mut Batch,
         place: &mut Place,
         cap: &mut caps::Cap,
-        draft: &Draft,
+        (draft, last): (&Draft, bool),
     ) -> Result<(), LedgerError> {
         if place.state.is_terminal() {
             return Err(LedgerError::AlreadyTerminal { state: place.state.to_string(), seq: place.seq });
@@ -114,13 +140,17 @@ impl Locked<'_> {
         let before = batch.bytes.len();
         let saved = place.clone();
         self.add(batch, place, draft)?;
-        if !cap.admits(self, batch.bytes.len(), draft.what != What::Progress) {
-            batch.bytes.truncate(before);
-            batch.ends.pop();
-            *place = saved;
-            return Err(cap.refusal(self));
-        }
-        Ok(())
+        let refusal = if !cap.admits(self, batch.bytes.len(), draft.what != What::Progress) {
+            cap.refusal(self)
+        } else if !self.has_room(batch.bytes.len(), draft.claim(last)) {
+            LedgerError::NoRoom { path: self.events_path() }
+        } else {
+            return Ok(());
+        };
+        batch.bytes.truncate(before);
+        batch.ends.pop();
+        *place = saved;
+        Err(refusal)
     }
 
     /// Puts the draft's line into the batch and moves `place` behind it.
@@ -148,7 +178,7 @@ impl Locked<'_> {
             batch.bytes.truncate(before);
             return Err(LedgerError::TooLong { bytes });
         }
-        if let Err(source) = lines::head(&batch.bytes[before..]) {
+        if let Err(source) = EventHead::decode(&batch.bytes[before..]) {
             let source = LedgerError::Unreadable { source };
             batch.bytes.truncate(before);
             return Err(source);
@@ -182,6 +212,7 @@ impl Locked<'_> {
                 // Whole lines may have been read by now and stay; the torn one goes.
                 let whole = count.checked_sub(1).map_or(0, |last| batch.ends[last].0);
                 let _ = rustix::fs::ftruncate(&self.events, self.len + whole as u64);
+                self.allocated = 0;
                 let written = count.saturating_sub(notices);
                 refusal = Some(LedgerError::Partial { path: self.events_path(), errno, written, wanted });
             }
@@ -202,6 +233,9 @@ impl Locked<'_> {
     fn enter(&mut self, changed: Option<Event>) -> Result<(), LedgerError> {
         let Some(event) = changed else { return Ok(()) };
         self.last.state = event.kind.clone();
+        if event.kind.is_terminal() {
+            self.give_back();
+        }
         let written = self.write_documents(&event);
         self.last.state_event = Some(event);
         written
@@ -215,8 +249,10 @@ impl Locked<'_> {
         folder.replace(paths::STATUS, &document(&status_of(event)), false)
     }
 
-    /// Makes `result.json` and `status.json` agree with the events, where a writer died between them.
+    /// Makes `result.json` and `status.json` agree with the events, where a writer died between them, and sees to the room
+    /// that is kept.
     pub fn mend(&mut self) -> Result<(), LedgerError> {
+        room::keep_reserve(&self.ledger.folder);
         if let Some(event) = &self.last.state_event
             && let Some(wanted) = result_of(event)
         {

@@ -71,6 +71,15 @@ pub enum LedgerError {
         /// The cap.
         cap: u64,
     },
+    /// The file system is full, and what room is left is kept for more important events.
+    #[error(
+        "cannot append to {}: its file system is full, and what is left there is kept for how the run ends: free some space",
+        path.display()
+    )]
+    NoRoom {
+        /// The event file.
+        path: PathBuf,
+    },
     /// The last `seq` is the highest that there is.
     #[error("{}: the last event has the highest seq that there is, no other can follow", path.display())]
     SeqExhausted {
@@ -126,6 +135,11 @@ impl LedgerError {
 
     pub(crate) fn misplaced(path: &Path, found: FileType, expected: &'static str) -> Self {
         Self::Misplaced { path: path.to_owned(), found: name_of(found), expected }
+    }
+
+    /// Whether it failed for want of room in the file system.
+    pub fn is_full(&self) -> bool {
+        matches!(self, Self::NoRoom { .. }) || self.errno().is_some_and(super::room::is_full)
     }
 
     /// The operating system's own reason, where there is one.

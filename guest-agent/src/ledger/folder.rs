@@ -9,6 +9,8 @@
 //!                    └ killed here: the next replace removes it  └ killed here: the new content stands
 //! ```
 //!
+//! Where a new temporary file finds no room, the reserve (`room.rs`) becomes it.
+//!
 //! Each file that is replaced belongs to one lock, so that its temporary file has one writer at a time.
 
 use std::path::{Path, PathBuf};
@@ -18,6 +20,7 @@ use rustix::fs::{self, AtFlags, FileType, Mode, OFlags, Stat};
 use rustix::io::{self, Errno};
 
 use super::error::LedgerError;
+use super::room;
 
 /// Mode of the contract's files.
 const FILE_MODE: Mode = Mode::from_raw_mode(0o664);
@@ -40,6 +43,7 @@ impl Folder {
     /// Opens the folder at `path`, made with its parents where it is missing.
     pub fn open_or_create(path: &Path) -> Result<Self, LedgerError> {
         if let Some(folder) = Self::open(path)? {
+            folder.finish_making()?;
             return Ok(folder);
         }
         if let Some(parent) = path.parent().filter(|parent| !parent.as_os_str().is_empty()) {
@@ -59,9 +63,27 @@ impl Folder {
     /// The folder `name` in this one, made where it is missing.
     pub fn child_or_create(&self, name: &str) -> Result<Self, LedgerError> {
         match self.child(name)? {
-            Some(folder) => Ok(folder),
+            Some(folder) => folder.finish_making().map(|()| folder),
             None => create_folder(self.fd.as_fd(), Path::new(name), &self.path.join(name)),
         }
+    }
+
+    /// Gives the folder what its maker may have died before: without it, nobody else could write.
+    fn finish_making(&self) -> Result<(), LedgerError> {
+        let stat = fs::fstat(&self.fd).map_err(LedgerError::io("look at", &self.path))?;
+        if is_half_made(&stat, FOLDER_MODE) { self.make_common() } else { Ok(()) }
+    }
+
+    /// Group and mode, so that every writer of the contract may write.
+    fn make_common(&self) -> Result<(), LedgerError> {
+        // The group first: changing it may clear the bit that hands it down.
+        if let Some(group) = crate::users::contract_group() {
+            match fs::fchown(&self.fd, None, Some(group)) {
+                Ok(()) | Err(Errno::PERM) => {}
+                Err(errno) => return Err(LedgerError::io("give the group to", &self.path)(errno)),
+            }
+        }
+        fs::fchmod(&self.fd, FOLDER_MODE).map_err(LedgerError::io("set the mode of", &self.path))
     }
 
     /// Its descriptor.
@@ -91,7 +113,14 @@ impl Folder {
                         let (path, expected) = (self.path_of(name), "a regular file");
                         Err(LedgerError::Misplaced { path, found: "a file with other names", expected })
                     }
-                    FileType::RegularFile => Ok(Some((fd, stat))),
+                    FileType::RegularFile => {
+                        // Whoever made it may have died before it was anybody's to write.
+                        if access.intersects(OFlags::WRONLY | OFlags::RDWR) && is_half_made(&stat, FILE_MODE) {
+                            fs::fchmod(&fd, FILE_MODE)
+                                .map_err(LedgerError::io("set the mode of", self.path_of(name)))?;
+                        }
+                        Ok(Some((fd, stat)))
+                    }
                     found => Err(LedgerError::misplaced(&self.path_of(name), found, "a regular file")),
                 }
             }
@@ -134,24 +163,41 @@ impl Folder {
     pub fn replace(&self, name: &str, content: &[u8], sync: bool) -> Result<(), LedgerError> {
         let tmp = format!(".{name}.tmp");
         let failed = |doing, errno| LedgerError::io(doing, self.path_of(name))(errno);
-        let fd = match self.create_file(&tmp, OFlags::WRONLY) {
-            Err(Errno::EXIST) => {
-                self.remove_file(&tmp)?;
-                self.create_file(&tmp, OFlags::WRONLY)
-            }
-            other => other,
-        };
-        let fd = fd.map_err(|errno| failed("write", errno))?;
-        let written = write_all(&fd, content).and_then(|()| if sync { fs::fdatasync(&fd) } else { Ok(()) });
-        if let Err(errno) = written {
+        let mut written = self.write_new(&tmp, content);
+        let reserved = written.as_ref().is_err_and(|&errno| room::is_full(errno));
+        if reserved {
+            let _ = self.remove_file(&tmp);
+            written = room::use_reserve(self, &tmp, content).map_err(|_| Errno::NOSPC);
+        }
+        let synced = written.and_then(|fd| if sync { fs::fdatasync(&fd) } else { Ok(()) });
+        if let Err(errno) = synced {
             let _ = fs::unlinkat(&self.fd, &tmp, AtFlags::empty());
+            if reserved {
+                room::keep_reserve(self);
+            }
             return Err(failed("write", errno));
         }
         fs::renameat(&self.fd, &tmp, &self.fd, name).map_err(|errno| self.explain("replace", name, errno))?;
+        if reserved {
+            // From what the old content gave back.
+            room::keep_reserve(self);
+        }
         if sync {
             fs::fsync(&self.fd).map_err(|errno| failed("sync the folder of", errno))?;
         }
         Ok(())
+    }
+
+    /// Makes the file `name` anew, with `content`.
+    fn write_new(&self, name: &str, content: &[u8]) -> io::Result<OwnedFd> {
+        let fd = match self.create_file(name, OFlags::WRONLY) {
+            Err(Errno::EXIST) => {
+                fs::unlinkat(&self.fd, name, AtFlags::empty())?;
+                self.create_file(name, OFlags::WRONLY)
+            }
+            other => other,
+        }?;
+        write_all(&fd, content).map(|()| fd)
     }
 
     /// Removes the file `name` if it is there.
@@ -188,6 +234,11 @@ impl AsFd for Folder {
     }
 }
 
+/// Whether something of ours lacks what is given to it right after it is made.
+fn is_half_made(stat: &Stat, mode: Mode) -> bool {
+    stat.st_uid == rustix::process::geteuid().as_raw() && stat.st_mode & mode.as_raw_mode() != mode.as_raw_mode()
+}
+
 fn open_folder(at: BorrowedFd<'_>, name: &Path, path: &Path) -> Result<Option<Folder>, LedgerError> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     match fs::openat(at, name, flags, Mode::empty()) {
@@ -210,14 +261,7 @@ fn create_folder(at: BorrowedFd<'_>, name: &Path, path: &Path) -> Result<Folder,
     };
     let folder = open_folder(at, name, path)?.ok_or_else(|| LedgerError::io("create", path)(Errno::NOENT))?;
     if made {
-        // The group first: changing it may clear the bit that hands it down.
-        if let Some(group) = crate::users::contract_group() {
-            match fs::fchown(&folder.fd, None, Some(group)) {
-                Ok(()) | Err(Errno::PERM) => {}
-                Err(errno) => return Err(LedgerError::io("give the group to", path)(errno)),
-            }
-        }
-        fs::fchmod(&folder.fd, FOLDER_MODE).map_err(LedgerError::io("set the mode of", path))?;
+        folder.make_common()?;
     }
     Ok(folder)
 }

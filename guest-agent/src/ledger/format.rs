@@ -7,6 +7,7 @@
 //!   events.jsonl.seq      17            no newline; older helpers read and write it too
 //!   events.jsonl.dropped  3             progress events that were refused at the cap and not yet told of
 //! ```
+//!   events.jsonl.reserve                room for one of the documents; see `room`
 //!
 //! The first is durable before the first event; the others may be lost with the power. Each is replaced as a whole.
 

@@ -8,10 +8,8 @@
 //! A line longer than an event may be is never held: its beginning is kept as a sample, the rest is counted until its
 //! newline comes, however long that takes.
 
+use pika_cloud_common::EventHead;
 use pika_cloud_common::limits::{BAD_LINE_SAMPLE_BYTES, MAX_EVENT_BYTES};
-use pika_cloud_common::{DecodeError, EventHead};
-
-use super::quick;
 
 /// How much of a file is read at once; more than two of the longest lines.
 pub const BLOCK_BYTES: usize = 256 * 1024;
@@ -98,17 +96,12 @@ pub fn judge(line: &[u8], base_seq: u64, last_seq: u64) -> Result<EventHead<'_>,
     if !matches!(line.first(), Some(b'{' | b' ' | b'\t' | b'\r')) {
         return Err(Unfit::NoEvent("not a JSON object".to_owned()));
     }
-    match head(line) {
+    match EventHead::decode(line) {
         Ok(head) if head.seq > last_seq => Ok(head),
         Ok(head) if head.seq <= base_seq && head.seq > 0 => Err(Unfit::Trimmed),
         Ok(head) => Err(Unfit::NoEvent(format!("its seq is {}, and {last_seq} was there before", head.seq))),
         Err(error) => Err(Unfit::NoEvent(error.to_string())),
     }
-}
-
-/// The head of a line that is an event.
-pub fn head(line: &[u8]) -> Result<EventHead<'_>, DecodeError> {
-    quick::head(line).map_or_else(|| EventHead::decode(line), Ok)
 }
 
 #[cfg(test)]

@@ -19,6 +19,9 @@
 //!
 //! Hence a progress event is only ever appended after the documents were seen to agree, and where the last line is
 //! progress they do.
+//!
+//! A full file system (`room.rs`) refuses progress first, then states, and a terminal event last: room for that is kept. An
+//! event that does not fit is cut again, so no reader finds half of one.
 
 mod append;
 mod caps;
@@ -27,7 +30,7 @@ mod folder;
 mod format;
 pub mod lines;
 mod lock;
-mod quick;
+mod room;
 mod rotate;
 pub mod scan;
 pub mod system;
@@ -39,7 +42,7 @@ pub use folder::Folder;
 pub(crate) use folder::{read_at, write_all};
 pub use format::{AckFile, OWNER, OwnerFile, SESSION_LOCK, SUPERVISOR_LOCK, StreamFile};
 pub use lock::FileLock;
-pub use rotate::{open_previous, prune_previous};
+pub use rotate::{open_previous, prune_previous, was_requested};
 pub use trim::{TrimPoint, find_trim_point, trim_log};
 
 use std::path::PathBuf;
@@ -109,6 +112,7 @@ pub struct Locked<'a> {
     stream: StreamFile,
     events: OwnedFd,
     len: u64,
+    allocated: u64,
     last: Last,
 }
 
@@ -125,7 +129,10 @@ impl<'a> Locked<'a> {
         let (events, stat) = found.map_or_else(|| folder.open_or_create_file(paths::EVENTS, access), Ok)?;
         let size = u64::try_from(stat.st_size).unwrap_or(0);
         let len = scan::end_of_whole_lines(&events, size).map_err(reading)?;
+        let mut allocated = room::allocated(&stat);
         if len < size {
+            // With the torn line goes what was allocated behind it.
+            allocated = 0;
             fs::ftruncate(&events, len).map_err(LedgerError::io("cut", folder.path_of(paths::EVENTS)))?;
         }
         let no_result = fs::accessat(folder, paths::RESULT, fs::Access::EXISTS, fs::AtFlags::empty()).is_err();
@@ -134,7 +141,7 @@ impl<'a> Locked<'a> {
             // Somebody removed the file. What it held is lost; its numbers are not given again.
             last.seq = last.seq.max(hint.unwrap_or(0).min(MAX_COUNT));
         }
-        Ok(Self { ledger, hint, hint_bytes: lock.size(), lock, stream, events, len, last })
+        Ok(Self { ledger, hint, hint_bytes: lock.size(), lock, stream, events, len, allocated, last })
     }
 
     /// Moves this stream's files aside and begins the next one.

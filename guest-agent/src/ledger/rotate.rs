@@ -17,7 +17,7 @@ use rustix::io::Errno;
 use super::error::LedgerError;
 use super::folder::{Folder, read_at};
 use super::format::{DROPPED, StreamFile};
-use super::system;
+use super::{room, system};
 
 /// How many earlier streams are kept.
 const KEPT_STREAMS: usize = 2;
@@ -85,6 +85,7 @@ fn begin(folder: &Folder, boot_id: &str) -> Result<StreamFile, LedgerError> {
     folder.open_or_create_file(paths::EVENTS, OFlags::RDWR)?;
     let stream = StreamFile::new(system::random_id(), boot_id.to_owned());
     stream.write(folder)?;
+    room::keep_reserve(folder);
     Ok(stream)
 }
 
@@ -110,6 +111,13 @@ pub fn open_previous(folder: &Folder, stream_id: &str) -> Result<Option<(Folder,
     let Some(previous) = folder.child(paths::PREVIOUS_DIR)? else { return Ok(None) };
     let Some(place) = previous.child(stream_id)? else { return Ok(None) };
     Ok(StreamFile::read(&place)?.map(|stream| (place, stream)))
+}
+
+/// Whether an earlier stream that is kept was begun for that request.
+pub fn was_requested(folder: &Folder, request_id: &str) -> bool {
+    let Ok(Some(previous)) = folder.child(paths::PREVIOUS_DIR) else { return false };
+    let of = |name: &String| StreamFile::read(&previous.child(name).ok()??).ok()?;
+    names_in(&previous).iter().filter_map(of).any(|stream| stream.request_id.as_deref() == Some(request_id))
 }
 
 /// Removes all but the newest earlier streams. Best effort: what cannot be removed now is tried again next time.

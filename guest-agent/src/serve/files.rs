@@ -74,7 +74,7 @@ impl Files {
     pub(super) fn open(&mut self, hello: &HostHello) -> Refused<Opened> {
         let ledger = Ledger::open_at(&self.root).map_err(|error| broken(&error))?;
         let watch = Watch::new(ledger.folder());
-        let (source, opened) = source::open(&ledger, hello, &self.session).map_err(|error| match &error {
+        let (source, mut opened) = source::open(&ledger, hello, &self.session).map_err(|error| match &error {
             OpenError::StaleTerm { .. } => refusal(ErrorCode::StaleTerm, &error),
             OpenError::Ledger(error) => broken(error),
         })?;
@@ -104,6 +104,7 @@ impl Files {
         if hello.role == Role::Owner && hello.after.is_some() {
             // What an owner goes on behind, it has.
             open.record_ack(&Ack { seq: after, logs: logs_after }, &self.session)?;
+            opened.acked_seq = opened.acked_seq.max(after);
         }
         self.open = Some(open);
         Ok(opened)

@@ -186,6 +186,8 @@ pub struct Core {
     /// No event will follow in this stream; another one has begun, or it is an earlier one.
     last_stream: bool,
     previous: bool,
+    /// The run that is in it, where it is an earlier one.
+    earlier_run: Option<String>,
 }
 
 impl Core {
@@ -205,6 +207,7 @@ impl Core {
             sent_seq: 0,
             last_stream: false,
             previous: false,
+            earlier_run: None,
         }
     }
 
@@ -311,6 +314,10 @@ impl Core {
                 self.refuse(error(ErrorCode::NotOwner, "only an owner's session may ask for that"))
             }
             HostMessage::Ack(ack) => self.on_ack(ack),
+            // Invariant 9: it was started, and did not outlive its stream.
+            HostMessage::Start(start) if self.earlier_run.as_ref() == Some(&start.request_id) => {
+                vec![Action::Say(GuestMessage::Notice(Notice::AlreadyStarted { request_id: start.request_id }))]
+            }
             HostMessage::Start(start) => vec![Action::Start(Box::new(start))],
             HostMessage::Signal(signal) => {
                 if let Some(number) = signals::by_name(&signal.name) {
@@ -343,6 +350,7 @@ impl Core {
         // Opening may have waited for a lock.
         self.peer_deadline = now + PEER_TIMEOUT;
         (self.previous, self.last_stream) = (opened.previous, opened.previous);
+        self.earlier_run = opened.hello.request_id.clone().filter(|_| opened.previous);
         self.acked_seq = opened.acked_seq;
         self.sent_seq = opened.hello.first_seq.saturating_sub(1);
         let mut messages = vec![GuestMessage::Hello(opened.hello)];

@@ -8,7 +8,7 @@ use rustix::process::{self as kernel, Flock, FlockType, Pid, PidfdFlags, Signal}
 use serde_json::json;
 
 use super::signals;
-use crate::ledger::{Draft, FileLock, Ledger, LedgerError, Locked, SUPERVISOR_LOCK, What};
+use crate::ledger::{self, Draft, FileLock, Ledger, LedgerError, Locked, SUPERVISOR_LOCK, What};
 
 /// A request id longer than this is refused.
 const MAX_REQUEST_ID_BYTES: usize = 256;
@@ -33,6 +33,10 @@ pub fn accept<'a>(mut locked: Locked<'a>, start: &Start) -> Result<(Locked<'a>, 
     if locked.stream().request_id.as_deref() == Some(start.request_id.as_str()) {
         settle_lost(&mut locked)?;
         return accept_again(locked);
+    }
+    // One that ran before the guest booted again, in files that outlived that, is not run once more (Invariant 9).
+    if ledger::was_requested(locked.ledger().folder(), &start.request_id) {
+        return Ok((locked, Answer::Already));
     }
     if let Err(reason) = check(start) {
         return Ok((locked, Answer::Bad(reason)));
@@ -95,8 +99,11 @@ fn settle(locked: &mut Locked<'_>, is_owed: bool) -> Result<bool, LedgerError> {
     if FileLock::try_take(locked.ledger().folder(), SUPERVISOR_LOCK)?.is_none() {
         return Ok(false);
     }
-    locked.append_one(lost())?;
-    Ok(true)
+    match locked.append_one(lost()) {
+        // The next writer or stream mends what does not follow from it yet.
+        Ok(_) | Err(LedgerError::NotDerived { .. }) => Ok(true),
+        Err(error) => Err(error),
+    }
 }
 
 fn lost() -> Draft {
@@ -176,6 +183,19 @@ mod tests {
             r#"{{"request_id":"{request_id}","request":{{"schema_version":2,"command":"true","timeout_secs":0,"run_as_root":true}}}}"#
         );
         serde_json::from_str(&text).unwrap()
+    }
+
+    /// Invariant 9, where the guest boots again and its files outlive that.
+    #[test]
+    fn a_request_of_an_earlier_stream_is_not_run_again() {
+        let folder = tempfile::tempdir().unwrap();
+        let ledger = Ledger::open_at(&folder.path().join("run")).unwrap();
+        let answer = |id: &str| accept(ledger.lock().unwrap(), &start(id)).unwrap().1;
+        assert!(matches!(answer("job.1"), Answer::Accepted(_)));
+        ledger.lock().unwrap().update_stream(|stream| stream.boot_id = "an earlier boot".to_owned()).unwrap();
+        assert_eq!(ledger.lock().unwrap().stream().request_id, None);
+        assert!(matches!(answer("job.1"), Answer::Already));
+        assert!(matches!(answer("job.2"), Answer::Accepted(_)));
     }
 
     /// Invariant 9, where the stream that accepted a request dies before its supervisor exists.

@@ -20,9 +20,11 @@ use rustix::fd::{AsFd, FromRawFd as _, OwnedFd};
 use rustix::fs::{FlockOperation, MemfdFlags, OFlags};
 use rustix::io::Errno;
 use rustix::process::{self as kernel, Pid, PidfdFlags, Signal, WaitId, WaitIdOptions};
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 
+use super::ending::Ending;
 use super::logs::Log;
+use super::memory::{self, KillCounter};
 use super::signals::Signals;
 use super::spawn::{self, What};
 use crate::ledger::{self, AckFile, Draft, FileLock, Ledger, LedgerError, OwnerFile};
@@ -34,9 +36,6 @@ const DRAIN: Duration = Duration::from_millis(500);
 const PATIENCE: Duration = Duration::from_secs(30);
 /// How much output is read at once.
 const BLOCK_BYTES: usize = 64 * 1024;
-
-/// The exit code of a workload that its time limit ended.
-const TIMED_OUT: i32 = 124;
 
 /// A workload, and how it is ended.
 #[derive(Debug)]
@@ -128,29 +127,9 @@ pub fn run_job(ledger: &Ledger, lock: OwnedFd, job: &Job) -> Result<i32, LedgerE
     let mut log = None;
     let ending = match Log::open(ledger, &stream_id) {
         Err(error) => Ending::not_started(126, format!("the log cannot be written: {error}")),
-        Ok(opened) => {
-            let log = log.insert(opened);
-            match spawn::spawn(ledger, &job.what) {
-                Err(error) => {
-                    log.say(&error.to_string());
-                    Ending::not_started(error.exit_code(), error.to_string())
-                }
-                Ok(spawned) => {
-                    let pid = Pid::from_child(&spawned.child);
-                    match kernel::pidfd_open(pid, PidfdFlags::empty()) {
-                        Ok(pidfd) => {
-                            let output = Some(spawned.output);
-                            Running { ledger, job, signals: &signals, log, pid, pidfd, output }.run()
-                        }
-                        Err(errno) => {
-                            let _ = kernel::kill_process_group(pid, Signal::KILL);
-                            Ending::not_started(126, format!("the workload cannot be watched: {errno}"))
-                        }
-                    }
-                }
-            }
-        }
+        Ok(opened) => run_workload(ledger, job, &signals, log.insert(opened)),
     };
+    let ending = ending.with_disk(ledger);
     let code = ending.code;
     finish_with_patience(ledger, log.as_mut(), &ending)?;
     // The terminal event is there: another run may begin while we wait.
@@ -160,38 +139,28 @@ pub fn run_job(ledger: &Ledger, lock: OwnedFd, job: &Job) -> Result<i32, LedgerE
     Ok(code)
 }
 
-/// How a workload ended.
-struct Ending {
-    code: i32,
-    message: String,
-    details: Map<String, Value>,
-}
-
-impl Ending {
-    fn not_started(code: i32, message: String) -> Self {
-        Self::new(code, message, [])
-    }
-
-    fn new<const N: usize>(code: i32, message: String, more: [(&str, Value); N]) -> Self {
-        let mut details = Map::new();
-        details.insert("exit_code".to_owned(), json!(code));
-        details.extend(more.map(|(name, value)| (name.to_owned(), value)));
-        Self { code, message, details }
-    }
-
-    fn of(status: &kernel::WaitIdStatus, timed_out: Option<Duration>) -> Self {
-        if let Some(limit) = timed_out {
-            let secs = limit.as_secs();
-            let more = [("timed_out", json!({ "watchdog": "run", "secs": secs }))];
-            return Self::new(TIMED_OUT, format!("the workload ran longer than {secs} s and was ended"), more);
+/// Runs the workload to its own end.
+fn run_workload(ledger: &Ledger, job: &Job, signals: &Signals, log: &mut Log) -> Ending {
+    let kills = KillCounter::begin();
+    let spawned = match spawn::spawn(ledger, &job.what) {
+        Ok(spawned) => spawned,
+        Err(error) => {
+            log.say(&error.to_string());
+            return Ending::not_started(error.exit_code(), error.to_string());
         }
-        if let Some(signal) = status.terminating_signal() {
-            let message = format!("the workload was ended by signal {signal}");
-            return Self::new(128 + signal, message, [("signal", json!(signal))]);
+    };
+    memory::protect_self();
+    let pid = Pid::from_child(&spawned.child);
+    let pidfd = match kernel::pidfd_open(pid, PidfdFlags::empty()) {
+        Ok(pidfd) => pidfd,
+        Err(errno) => {
+            let _ = kernel::kill_process_group(pid, Signal::KILL);
+            return Ending::not_started(126, format!("the workload cannot be watched: {errno}"));
         }
-        let code = status.exit_status().unwrap_or(0);
-        Self::new(code, format!("the workload exited with code {code}"), [])
-    }
+    };
+    let mut running = Running { ledger, job, signals, log, pid, pidfd, output: Some(spawned.output), killed: false };
+    let ending = running.run();
+    ending.with_memory(&kills, running.killed)
 }
 
 /// Writes the terminal event, again and again where that fails: without it the run would count as lost.
@@ -267,6 +236,8 @@ struct Running<'a> {
     pidfd: OwnedFd,
     /// Until its last writer has closed it.
     output: Option<OwnedFd>,
+    /// A KILL was sent while its main process ran.
+    killed: bool,
 }
 
 impl Running<'_> {
@@ -284,7 +255,7 @@ impl Running<'_> {
                     self.send(libc::SIGTERM);
                     deadline = Instant::now().checked_add(self.job.stop_grace);
                 } else {
-                    self.send(libc::SIGKILL);
+                    self.kill();
                     deadline = None;
                 }
             }
@@ -318,7 +289,7 @@ impl Running<'_> {
         drop(fds);
         if signalled {
             while let Some(signal) = self.signals.next() {
-                self.send(signal);
+                if signal == libc::SIGKILL { self.kill() } else { self.send(signal) }
             }
         }
         if output {
@@ -354,6 +325,11 @@ impl Running<'_> {
             Err(Errno::AGAIN | Errno::INTR) => {}
             Err(_) => self.output = None,
         }
+    }
+
+    fn kill(&mut self) {
+        self.killed = true;
+        self.send(libc::SIGKILL);
     }
 
     /// Sends a signal to the workload's process group.

@@ -46,11 +46,14 @@ impl Log {
             self.dropped += len;
             return None;
         }
-        let told = self.take_dropped();
-        if let Some(dropped) = told {
-            self.write(format!("[pika-guest: {dropped} bytes of output were dropped here]\n").as_bytes());
+        let told = self.dropped();
+        if let Some(dropped) = told
+            && self.write(format!("[pika-guest: {dropped} bytes of output were dropped here]\n").as_bytes()) > 0
+        {
+            self.dropped += len;
+            return None;
         }
-        self.write(output);
+        self.dropped = self.write(output);
         told
     }
 
@@ -64,20 +67,18 @@ impl Log {
         Some(self.dropped).filter(|&dropped| dropped > 0)
     }
 
-    fn take_dropped(&mut self) -> Option<u64> {
-        Some(std::mem::take(&mut self.dropped)).filter(|&dropped| dropped > 0)
-    }
-
-    fn write(&mut self, output: &[u8]) {
+    /// Says how many bytes are not there.
+    fn write(&mut self, output: &[u8]) -> u64 {
         if write_all(&self.fd, output).is_ok() {
             self.size += output.len() as u64;
-            return;
+            return 0;
         }
-        // No space: some of it may be there. Drop the rest, and find out where the file ends.
+        // No space: some of it may be there. Find out where the file ends, and look for room before the next.
         let size = fs::fstat(&self.fd).map_or(self.size, |stat| u64::try_from(stat.st_size).unwrap_or(0));
         let got = size.saturating_sub(self.size);
-        self.dropped += (output.len() as u64).saturating_sub(got);
         self.size = size;
+        self.room_to = size;
+        (output.len() as u64).saturating_sub(got)
     }
 
     fn find_room(&mut self, ledger: &Ledger, len: u64) -> bool {

@@ -18,8 +18,11 @@
 //!   writes `failed {supervisor_lost}`. It is never started again.
 
 mod accept;
+mod disk;
+mod ending;
 mod job;
 mod logs;
+mod memory;
 pub mod signals;
 mod spawn;
 

@@ -13,7 +13,7 @@ use rustix::io::Errno;
 use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::thread::{set_thread_gid, set_thread_groups, set_thread_uid};
 
-use super::signals;
+use super::{memory, signals};
 use crate::ledger::{Folder, Ledger};
 use crate::users::{self, User};
 
@@ -96,6 +96,8 @@ pub(super) fn spawn(ledger: &Ledger, what: &What) -> Result<Spawned, SpawnError>
     unsafe {
         command.pre_exec(move || {
             rustix::process::setsid()?;
+            // While we are still ourselves: after a change of user the kernel lets nobody write there until exec.
+            memory::volunteer();
             if let Some((uid, gid, groups)) = &identity {
                 become_user(*uid, *gid, groups)?;
             }

@@ -75,7 +75,10 @@ fn ledger_code(error: &LedgerError) -> u8 {
         | LedgerError::Misplaced { .. }
         | LedgerError::Partial { .. }
         | LedgerError::NotDerived { .. } => EX_IOERR,
-        LedgerError::LockBusy { .. } | LedgerError::Capped { .. } | LedgerError::Supervised => EX_TEMPFAIL,
+        LedgerError::LockBusy { .. }
+        | LedgerError::Capped { .. }
+        | LedgerError::NoRoom { .. }
+        | LedgerError::Supervised => EX_TEMPFAIL,
         LedgerError::AlreadyTerminal { .. } | LedgerError::SeqExhausted { .. } => EX_UNAVAILABLE,
         LedgerError::TooLong { .. }
         | LedgerError::Unreadable { .. }

@@ -90,6 +90,33 @@ fn how_sessions_end() {
     assert_eq!(says_end(&actions), Some(EndReason::NewStream));
 }
 
+/// Invariant 9: a run whose guest booted again is not started a second time in what that boot began.
+#[test]
+fn the_run_of_an_earlier_stream_is_not_started_again() {
+    let now = Instant::now();
+    let start = |id: &str| {
+        line(&format!(
+            r#"{{"start":{{"request_id":"{id}","request":{{"schema_version":2,"command":"x","timeout_secs":0,"run_as_root":true}}}}}}"#
+        ))
+    };
+    let starts = |previous: bool, id: &str| {
+        let mut core = Core::new(now);
+        core.step(Input::Line(&hello("owner", true)), now);
+        let mut opened = opened(previous, 0);
+        opened.hello.request_id = Some("job.1".to_owned());
+        core.step(Input::Opened(opened), now);
+        match &core.step(Input::Line(&start(id)), now)[..] {
+            [Action::Start(_)] => true,
+            [Action::Say(GuestMessage::Notice(Notice::AlreadyStarted { request_id }))] if request_id == id => false,
+            other => panic!("{other:?}"),
+        }
+    };
+    assert!(!starts(true, "job.1"));
+    assert!(starts(true, "job.2"));
+    // Whether one of the present stream runs is for the ledger to say.
+    assert!(starts(false, "job.1"));
+}
+
 #[test]
 fn silence_ends_a_session() {
     let now = Instant::now();
