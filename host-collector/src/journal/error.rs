@@ -43,10 +43,11 @@ pub enum JournalError {
         /// Whose folder it is in.
         wanted: String,
     },
-    /// The first line is damaged, and there is more behind it than a crash at the very beginning leaves.
+    /// The line that all others rest on is damaged, or the file before it is gone, and there is more than a crash at the very
+    /// beginning leaves.
     #[error(
-        "{}: the journal's first line is damaged, so nothing behind it can be relied on: check the disk, then bring the \
-         file back from a backup, or move the runtime's folder away",
+        "{}: this file's first line is damaged, or the journal's file before it is missing, so nothing in it can be relied \
+         on: check the disk, then bring the journal's files back from a backup, or move the runtime's folder away",
         path.display()
     )]
     Damaged {
@@ -64,17 +65,23 @@ pub enum JournalError {
         /// Counts from 1.
         line: u64,
     },
-    /// An earlier write failed, so nothing more is taken.
-    #[error("{}: an earlier write failed, so nothing more is written: free the disk and start again", path.display())]
+    /// What was to be written is not durable, here or in a new segment: nothing more is taken.
+    #[error(
+        "{}: {source}: the journal cannot be written, so that nothing more is acknowledged or destroyed: free some space on \
+         that disk, or mend it, then run the same command again",
+        path.display()
+    )]
     Degraded {
         /// The file.
         path: PathBuf,
+        /// What the kernel said.
+        source: Arc<io::Error>,
     },
 }
 
 impl JournalError {
     /// The file system refused what was being done.
-    pub(super) fn io(path: &Path, doing: &'static str) -> impl FnOnce(io::Error) -> Self {
+    pub(super) fn io(path: &Path, doing: &'static str) -> impl FnOnce(io::Error) -> Self + use<> {
         let path = path.to_owned();
         move |source| Self::Io { path, doing, source: Arc::new(source) }
     }

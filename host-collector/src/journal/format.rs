@@ -1,24 +1,29 @@
-//! A record, to bytes and back. Pure.
+//! Lines of a journal, to bytes and back. Pure.
 
 use pika_cloud_common::digest::Digest;
 use pika_cloud_common::verdict::{Collection, Outcome};
 use pika_cloud_common::wire::Notice;
-use pika_cloud_common::{RunResult, State, Status, Timestamp, Verdict};
+use pika_cloud_common::{Command, RunResult, State, Status, Timestamp, Verdict};
 use serde::{Deserialize, Serialize, Serializer, ser};
 use serde_json::value::RawValue;
 use std::collections::BTreeMap;
 
-/// The version of the format that this build reads and writes.
-pub const VERSION: u32 = 1;
+use super::view::View;
+use crate::clock::{Now, timestamp};
 
-/// One line of a journal.
+/// The version of the format that this build reads and writes.
+pub const VERSION: u32 = 2;
+
+/// One record of a journal.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Record {
-    /// Counts from 0.
+    /// Counts from 0, over all segments.
     pub n: u64,
     /// When the host wrote it.
     pub at: Timestamp,
-    /// The incarnation that it is about; 0 for the header.
+    /// The same on the host's monotonic clock, in microseconds since its boot.
+    pub mono: u64,
+    /// The incarnation that it is about; 0 before the first.
     pub inc: u32,
     /// What it says.
     #[serde(flatten)]
@@ -29,8 +34,6 @@ pub struct Record {
 #[derive(Clone, Debug, PartialEq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Body {
-    /// The first record.
-    Journal(Header),
     /// What the host did or saw.
     Host(HostRecord),
     /// An event of the guest, verbatim.
@@ -54,13 +57,17 @@ impl Serialize for GuestLine {
     }
 }
 
-/// The first record of a journal.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+/// The first line of a segment, which is no record.
+#[derive(Clone, Debug, PartialEq)]
 pub struct Header {
-    /// [`VERSION`].
-    pub version: u32,
     /// Whose journal it is.
     pub runtime_id: String,
+    /// Which segment: the number in its file's name.
+    pub segment: u64,
+    /// The number of its first record.
+    pub next_n: u64,
+    /// What all records before `next_n` say; without one, the segment goes on where the one before it has to be read to.
+    pub snapshot: Option<Box<View>>,
 }
 
 /// What the host did or saw.
@@ -71,6 +78,32 @@ pub enum HostRecord {
     Requested {
         /// Of the spec that it is for.
         spec_hash: String,
+        /// Restarts in a row that led to it.
+        restarts: u32,
+    },
+    /// What follows was written in another boot of the host than what stands before.
+    HostBoot {
+        /// The kernel's name of it.
+        boot_id: String,
+    },
+    /// Incus is about to be asked to start the instance.
+    InstanceStarting {},
+    /// A user wants something.
+    Command {
+        /// What.
+        command: Command,
+    },
+    /// Which of the owner's terms this collector acts in.
+    Term {
+        /// Counts from 1.
+        term: u64,
+    },
+    /// Another owner acts on the instance: nothing more is done to it from here.
+    TakenOver {
+        /// Who.
+        owner: String,
+        /// Its term.
+        term: u64,
     },
     /// A state that the host observed.
     State {
@@ -119,15 +152,6 @@ pub enum HostRecord {
         /// How many.
         count: u64,
     },
-    /// Events that are not kept, since the spec's `limits.event_bytes` was reached.
-    Dropped {
-        /// The last of them.
-        seq: u64,
-        /// The stream's digest at `seq`.
-        digest: Digest,
-        /// How many.
-        count: u64,
-    },
     /// A line that the guest sent as an event and that is none.
     BadLine {
         /// Why.
@@ -173,10 +197,19 @@ pub enum HostRecord {
         /// As it is published.
         verdict: Box<Verdict>,
     },
-    /// The instance is destroyed, or kept as its policy says: the incarnation is over.
+    /// The instance is kept, as its policy says.
+    Kept {
+        /// For so long; without it, until somebody stops it.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        for_secs: Option<u64>,
+    },
+    /// The incarnation is over.
     Finished {
         /// Whether its instance is gone.
         destroyed: bool,
+        /// When the next incarnation begins, in milliseconds from here; without it, none does.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        restart_in_ms: Option<u64>,
     },
 }
 
@@ -200,25 +233,92 @@ const CRC_BYTES: usize = CRC_KEY.len() + 8 + 2;
 /// A line of the journal is at most this long: the largest guest line, escaped nowhere, and room for what stands around it.
 pub(super) const MAX_RECORD_BYTES: usize = 2 * 1024 * 1024;
 
+/// Where and when a record is written.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Stamp {
+    pub(super) n: u64,
+    pub(super) now: Now,
+    pub(super) inc: u32,
+}
+
+impl Stamp {
+    fn mono(&self) -> u64 {
+        u64::try_from(self.now.mono.as_micros()).unwrap_or(u64::MAX)
+    }
+}
+
 /// Appends a record of the host.
-pub(super) fn write_host(n: u64, at: &Timestamp, inc: u32, body: &Body, out: &mut Vec<u8>) {
+pub(super) fn write_host(stamp: Stamp, record: &HostRecord, out: &mut Vec<u8>) {
+    #[derive(Serialize)]
+    struct Line<'a> {
+        n: u64,
+        at: Timestamp,
+        mono: u64,
+        inc: u32,
+        host: &'a HostRecord,
+    }
     let start = out.len();
-    let record = Record { n, at: at.clone(), inc, body: body.clone() };
+    let Stamp { n, now, inc } = stamp;
+    let line = Line { n, at: timestamp(now.wall), mono: stamp.mono(), inc, host: record };
     // Writing to a Vec cannot fail, and all keys are strings.
-    serde_json::to_writer(&mut *out, &record).expect("records are serializable");
+    serde_json::to_writer(&mut *out, &line).expect("records are serializable");
     out.pop();
     seal(start, out);
 }
 
+/// What stands in a record of a guest between its number and its event, as it was last written: all events of one read have
+/// the same.
+#[derive(Debug, Default)]
+pub(super) struct Clocks {
+    now: Now,
+    inc: u32,
+    text: String,
+}
+
+impl Clocks {
+    fn text(&mut self, stamp: Stamp) -> &str {
+        let Stamp { now, inc, .. } = stamp;
+        if self.text.is_empty() || (self.inc, self.now) != (inc, now) {
+            (self.inc, self.now) = (inc, now);
+            self.text = format!(",\"at\":\"{}\",\"mono\":{},\"inc\":{inc}", timestamp(now.wall), stamp.mono());
+        }
+        &self.text
+    }
+}
+
 /// Appends a record with an event of the guest, verbatim.
-pub(super) fn write_guest(n: u64, at: &Timestamp, inc: u32, line: &[u8], out: &mut Vec<u8>) {
+pub(super) fn write_guest(stamp: Stamp, clocks: &mut Clocks, line: &[u8], out: &mut Vec<u8>) {
     use std::io::Write as _;
     let start = out.len();
     // Writing to a Vec cannot fail.
-    let _ = write!(out, "{{\"n\":{n},\"at\":\"{at}\",\"inc\":{inc}");
+    let _ = write!(out, "{{\"n\":{}", stamp.n);
+    out.extend_from_slice(clocks.text(stamp).as_bytes());
     out.extend_from_slice(GUEST_KEY);
     out.extend_from_slice(line);
     seal(start, out);
+}
+
+/// A segment's first line. `snapshot` is a view as JSON.
+pub(super) fn write_header(runtime_id: &str, segment: u64, next_n: u64, snapshot: Option<&RawValue>) -> Vec<u8> {
+    #[derive(Serialize)]
+    struct Line<'a> {
+        journal: Inner<'a>,
+    }
+    #[derive(Serialize)]
+    struct Inner<'a> {
+        version: u32,
+        runtime_id: &'a str,
+        segment: u64,
+        next_n: u64,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        snapshot: Option<&'a RawValue>,
+    }
+    let line = Line { journal: Inner { version: VERSION, runtime_id, segment, next_n, snapshot } };
+    // All keys are strings.
+    let mut out = serde_json::to_vec(&line).expect("headers are serializable");
+    out.pop();
+    seal(0, &mut out);
+    out
 }
 
 /// Closes the object that begins at `start` and lacks its brace with the checksum of what is there.
@@ -253,7 +353,37 @@ fn intact_content(line: &[u8]) -> Option<&[u8]> {
     (crc == crc32fast::hash(content)).then_some(content)
 }
 
-/// The version that a journal's first line names, whatever else of it this build can read.
+/// Whether a line is of a journal, whatever it says.
+pub(super) fn is_intact(line: &[u8]) -> bool {
+    intact_content(line).is_some()
+}
+
+/// Reads a segment's first line, without its newline, whose checksum fits.
+pub(super) fn read_header(line: &[u8]) -> Result<Header, NoRecord> {
+    #[derive(Deserialize)]
+    struct Line<'a> {
+        #[serde(borrow)]
+        journal: Inner<'a>,
+    }
+    // The snapshot is read by itself: documents of a guest stand in it no deeper than in their records.
+    #[derive(Deserialize)]
+    struct Inner<'a> {
+        runtime_id: String,
+        segment: u64,
+        next_n: u64,
+        #[serde(borrow)]
+        snapshot: Option<&'a RawValue>,
+    }
+    intact_content(line).ok_or(NoRecord::Damaged)?;
+    let Line { journal } = serde_json::from_slice(line).map_err(|_| NoRecord::Foreign)?;
+    let snapshot = match journal.snapshot {
+        Some(snapshot) => Some(serde_json::from_str(snapshot.get()).map_err(|_| NoRecord::Foreign)?),
+        None => None,
+    };
+    Ok(Header { runtime_id: journal.runtime_id, segment: journal.segment, next_n: journal.next_n, snapshot })
+}
+
+/// The version that a segment's first line names, whatever else of it this build can read.
 pub(super) fn version_of(line: &[u8]) -> Option<u32> {
     #[derive(Deserialize)]
     struct Probe {
@@ -271,8 +401,8 @@ pub(super) fn version_of(line: &[u8]) -> Option<u32> {
 struct Flat<'a> {
     n: u64,
     at: Timestamp,
+    mono: u64,
     inc: u32,
-    journal: Option<Header>,
     host: Option<HostRecord>,
     #[serde(borrow)]
     guest: Option<&'a RawValue>,
@@ -280,13 +410,12 @@ struct Flat<'a> {
 
 impl Flat<'_> {
     fn into_record(self, content: &[u8]) -> Option<Record> {
-        let body = match (self.journal, self.host, self.guest) {
-            (Some(header), None, None) => Body::Journal(header),
-            (None, Some(host), None) => Body::Host(host),
-            (None, None, Some(event)) => Body::Guest(guest_line(content, event.get())?),
+        let body = match (self.host, self.guest) {
+            (Some(host), None) => Body::Host(host),
+            (None, Some(event)) => Body::Guest(guest_line(content, event.get())?),
             _ => return None,
         };
-        Some(Record { n: self.n, at: self.at, inc: self.inc, body })
+        Some(Record { n: self.n, at: self.at, mono: self.mono, inc: self.inc, body })
     }
 }
 
