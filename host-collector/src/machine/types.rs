@@ -2,19 +2,25 @@
 
 use std::time::Duration;
 
-use pika_cloud_common::spec::{OutputCollectionMode, RetentionPolicy, RuntimeSpec};
-use pika_cloud_common::verdict::{Collection, DeathCause, Outcome, Watchdog};
-use pika_cloud_common::{Event, State};
+use pika_cloud_common::spec::{OutputCollectionMode, RestartPolicy, RetentionPolicy, RuntimeSpec};
+use pika_cloud_common::verdict::{DeathCause, Outcome, Watchdog};
+use pika_cloud_common::{Command, Event, State};
 
-use crate::journal::{Ended, View};
+use super::phase::Trigger;
 
 /// What of a spec the machine goes by.
 #[derive(Clone, Debug)]
 pub struct Plan {
     /// From the instance's start to the agent's first word.
     pub boot: Duration,
+    /// From the agent's first word to `ready`.
+    pub ready: Option<Duration>,
     /// Without a word from the guest.
     pub silence: Duration,
+    /// Between two progress events.
+    pub progress: Option<Duration>,
+    /// From the workload's start, however much progress it makes.
+    pub progress_cap: Option<Duration>,
     /// From the workload's start to its end, in the guest.
     pub run: Option<Duration>,
     /// Between TERM and KILL.
@@ -23,55 +29,85 @@ pub struct Plan {
     pub collect: OutputCollectionMode,
     /// Whether the instance stays.
     pub retention: RetentionPolicy,
+    /// How long [`RetentionPolicy::DebugKeep`] keeps it.
+    pub debug_keep: Duration,
+    /// Whether it is started again.
+    pub restart: RestartPolicy,
+    /// How often in a row.
+    pub max_restarts: u32,
+    /// Before the first restart; doubled for each one more.
+    pub restart_backoff: Duration,
+    /// Before a restart at most. An incarnation whose workload lived so long lets the count begin anew.
+    pub restart_backoff_cap: Duration,
 }
 
 impl Plan {
     /// Of a validated spec.
     pub fn of(spec: &RuntimeSpec) -> Self {
-        let watchdogs = &spec.watchdogs;
+        let (watchdogs, policies) = (&spec.watchdogs, &spec.policies);
         Self {
             boot: Duration::from_secs(watchdogs.boot_secs),
+            ready: watchdogs.ready_secs.map(Duration::from_secs),
             silence: Duration::from_secs(watchdogs.silence_secs),
+            progress: watchdogs.progress_secs.map(Duration::from_secs),
+            progress_cap: watchdogs.progress_cap_secs.map(Duration::from_secs),
             run: watchdogs.run_secs.map(Duration::from_secs),
             stop_grace: Duration::from_secs(watchdogs.stop_grace_secs),
-            collect: spec.policies.output_collection.mode,
-            retention: spec.policies.retention_policy,
+            collect: policies.output_collection.mode,
+            retention: policies.retention_policy,
+            debug_keep: Duration::from_secs(policies.debug_keep_secs),
+            restart: policies.restart_policy,
+            max_restarts: policies.max_restarts,
+            restart_backoff: Duration::from_secs(policies.restart_backoff_secs),
+            restart_backoff_cap: Duration::from_secs(policies.restart_backoff_cap_secs),
         }
     }
 }
 
-/// Where an incarnation stood when its collector last wrote to the journal.
+/// Where an incarnation stood when its collector last wrote to the journal. Times are how long ago something was.
 #[derive(Clone, Debug, Default)]
 pub struct Start {
-    /// Whether the agent had answered.
-    pub booted: bool,
-    /// How long ago the guest was asked to start its workload.
-    pub start_sent_ago: Option<Duration>,
+    /// From its workload's start to its end, where that was decided; nothing where it was never asked for.
+    pub lived: Duration,
+    /// Restarts in a row that led to it.
+    pub restarts: u32,
+    /// Whether Incus was asked to create the instance, and no answer is known.
+    pub create_unanswered: bool,
+    /// Incus was about to be asked to start the instance.
+    pub start_asked: Option<Duration>,
+    /// The agent answered.
+    pub booted: Option<Duration>,
+    /// Whether the guest said that it is ready.
+    pub is_ready: bool,
+    /// The guest was asked to start its workload.
+    pub start_sent: Option<Duration>,
+    /// The guest's last progress event.
+    pub progress: Option<Duration>,
     /// What the guest's last word made of it, if that was in the journal.
     pub last_word: Option<EndDecision>,
     /// The end, if it was decided.
-    pub ended: Option<Ended>,
-    /// How far collection came, if it was tried.
-    pub collection: Option<Collection>,
+    pub ended: Option<EndDecision>,
+    /// Whether collection was tried.
+    pub is_collected: bool,
     /// Whether the verdict is durable.
-    pub concluded: bool,
-    /// Whether everything is done.
-    pub finished: bool,
+    pub is_concluded: bool,
+    /// What was wanted of it.
+    pub command: Option<Command>,
+    /// What became of it after that.
+    pub settled: Option<Settled>,
 }
 
-impl Start {
-    /// From a journal. `start_sent_ago` is the driver's to compute, since it needs a clock.
-    pub fn of(view: &View, start_sent_ago: Option<Duration>) -> Self {
-        Self {
-            booted: view.cursor.is_some(),
-            start_sent_ago: view.start_sent.as_ref().and(start_sent_ago),
-            last_word: view.terminal.as_ref().map(last_word),
-            ended: view.ended.clone(),
-            collection: view.collection.clone(),
-            concluded: view.verdict.is_some(),
-            finished: view.finished,
-        }
-    }
+/// What became of an incarnation after its verdict.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Settled {
+    /// The instance stays, for what is left of a time or until a command.
+    Kept(Option<Duration>),
+    /// It is over, and begins anew after what is left of its rest.
+    Resting(Duration),
+    /// It is over.
+    Finished,
+    /// Another collector has it.
+    TakenOver,
 }
 
 /// What a guest's last word makes of its incarnation.
@@ -103,6 +139,15 @@ pub enum Found {
     Changing(String),
     /// Incus cannot tell what became of it.
     Error,
+    /// Its name is another's, which is not of this runtime.
+    Foreign,
+    /// It is of this runtime, and another collector took it over.
+    TakenOver {
+        /// Who has it.
+        owner: String,
+        /// Under which term.
+        term: u64,
+    },
 }
 
 /// A call to Incus failed.
@@ -143,13 +188,15 @@ pub enum Guest {
     Refused(String),
     /// It entered a state.
     State(State),
+    /// It made progress.
+    Progress,
     /// It said its last word.
     Terminal(EndDecision),
     /// It went back to an earlier snapshot.
     Rewound,
 }
 
-/// What the driver saw.
+/// What the core saw.
 #[derive(Clone, Debug)]
 pub enum Input {
     /// Incus was asked for the instance.
@@ -158,6 +205,8 @@ pub enum Input {
     Created(Result<(), CallFailure>),
     /// Incus was asked to start it.
     Started(Result<(), CallFailure>),
+    /// Incus was asked to stop it.
+    Halted(Result<(), CallFailure>),
     /// Any byte came from the guest.
     Heard,
     /// The guest did something.
@@ -165,18 +214,54 @@ pub enum Input {
     /// There is no session.
     NoSession(SessionLoss),
     /// Collection is over, complete or not.
-    Collected(Collection),
+    Collected,
     /// The verdict is durable.
     Concluded,
-    /// Incus was asked to destroy the instance.
-    Destroyed(Result<(), CallFailure>),
-    /// A person or a program wants it ended.
-    Cancel,
+    /// Incus was asked to destroy the instance. An instance that another collector has is left alone.
+    Destroyed(Result<Destroyed, CallFailure>),
+    /// A person or a program wants something.
+    Command(Command),
+    /// Incus said that something happened to the instance: what, is read.
+    Woken,
     /// Time passed.
     Tick,
 }
 
-/// What the driver is to do.
+/// What came of destroying an instance.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Destroyed {
+    /// It is gone.
+    Gone,
+    /// Another collector has it.
+    TakenOver {
+        /// Who has it.
+        owner: String,
+        /// Under which term.
+        term: u64,
+    },
+}
+
+impl Input {
+    /// Its kind; `None` for those that never change the phase by themselves.
+    pub fn trigger(&self) -> Option<Trigger> {
+        Some(match self {
+            Self::Looked(_) => Trigger::Looked,
+            Self::Created(_) => Trigger::Created,
+            Self::Started(_) => Trigger::Started,
+            Self::Halted(_) => Trigger::Halted,
+            Self::Guest(_) => Trigger::Guest,
+            Self::NoSession(_) => Trigger::NoSession,
+            Self::Collected => Trigger::Collected,
+            Self::Concluded => Trigger::Concluded,
+            Self::Destroyed(_) => Trigger::Destroyed,
+            Self::Command(_) => Trigger::Command,
+            Self::Tick => Trigger::Tick,
+            Self::Heard | Self::Woken => return None,
+        })
+    }
+}
+
+/// What the core is to do.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Action {
     /// Write down a state that was entered.
@@ -185,8 +270,10 @@ pub enum Action {
     Look,
     /// Ask Incus to create it.
     Create,
-    /// Ask Incus to start it.
+    /// Write down that it is about to be started, and ask Incus to start it.
     Start,
+    /// Ask Incus to stop it.
+    Halt,
     /// Open a session.
     Dial,
     /// Close the session, if there is one.
@@ -195,6 +282,8 @@ pub enum Action {
     StartWorkload,
     /// Send TERM to the workload.
     Terminate,
+    /// Write down what was wanted.
+    Command(Command),
     /// Make the end durable.
     End(EndDecision),
     /// Collect outputs, within the spec's budget.
@@ -203,8 +292,27 @@ pub enum Action {
     Conclude,
     /// Tell the guest that it may go, stop the instance and delete it.
     Destroy,
-    /// Tell the guest that it may go, and leave the instance.
-    Keep,
+    /// Tell the guest that it may go, and leave the instance, for a time or until a command.
+    Keep(Option<Duration>),
+    /// Write down that the incarnation is over, and when the next one begins, if one does.
+    Finish {
+        /// Whether the instance is gone.
+        destroyed: bool,
+        /// Before the next incarnation.
+        restart_in: Option<Duration>,
+    },
+    /// Begin the next incarnation.
+    Begin {
+        /// Restarts in a row that led to it.
+        restarts: u32,
+    },
+    /// Write down that another collector has it, and do nothing more.
+    Yield {
+        /// Who has it.
+        owner: String,
+        /// Under which term.
+        term: u64,
+    },
 }
 
 /// The end of an incarnation.
@@ -227,33 +335,16 @@ impl EndDecision {
         Self::new(Outcome::GuestDied { cause }, message)
     }
 
+    pub(super) fn failed_to_provide(message: impl Into<String>) -> Self {
+        Self::new(Outcome::ProvisionFailed, message)
+    }
+
+    pub(super) fn timed_out(watchdog: Watchdog, message: impl Into<String>) -> Self {
+        Self::new(Outcome::TimedOut { watchdog }, message)
+    }
+
     pub(super) fn because(mut self, error: impl Into<String>) -> Self {
         self.error = Some(error.into());
         self
     }
-}
-
-/// Where the machine stands.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Phase {
-    /// Asking Incus what there is.
-    Looking,
-    /// Incus creates the instance.
-    Creating,
-    /// Incus starts it.
-    Starting,
-    /// A session is being opened.
-    Dialing,
-    /// A session is open.
-    Live,
-    /// The end is decided, and the workload has a grace to end by itself.
-    Stopping,
-    /// Outputs are being collected.
-    Collecting,
-    /// The verdict is being made durable.
-    Concluding,
-    /// The instance is being destroyed, or let go.
-    Destroying,
-    /// Nothing is left to do.
-    Done,
 }
