@@ -31,8 +31,9 @@ use pika_cloud_common::{RunResult, SCHEMA_VERSION, Status};
 /// Characters of an agent's version that are shown.
 const MAX_AGENT_CHARS: usize = 64;
 
-/// Bytes that one read asks for.
-const READ_BYTES: usize = 256 * 1024;
+/// Bytes that one read asks for: more after a read that took all of it, few after one that took a small part.
+const MIN_READ_BYTES: usize = 512;
+const MAX_READ_BYTES: usize = 256 * 1024;
 
 /// What the guest said that is new to the host.
 #[derive(Debug)]
@@ -149,6 +150,8 @@ impl SessionFault {
 #[derive(Debug)]
 pub struct Session {
     decoder: Decoder,
+    /// Bytes that the next read asks for.
+    read_bytes: usize,
     cursor: Option<Cursor>,
     /// The last `seq` that came in this session, known before or not.
     last_seq: u64,
@@ -177,6 +180,7 @@ impl Session {
         let hello = HostHello { protocol: PROTOCOL, role, term, after: cursor.clone(), follow };
         let session = Self {
             decoder: Decoder::new(),
+            read_bytes: MIN_READ_BYTES,
             cursor,
             last_seq: 0,
             open: false,
@@ -205,13 +209,23 @@ impl Session {
 
     /// Where to read into; followed by [`Session::filled`].
     pub fn space(&mut self) -> &mut [u8] {
-        self.decoder.space(READ_BYTES)
+        self.decoder.space(self.read_bytes)
     }
 
     /// `n` bytes were read.
     pub fn filled(&mut self, n: usize, now: Duration) {
         self.decoder.filled(n);
+        if n >= self.read_bytes {
+            self.read_bytes = (self.read_bytes * 4).min(MAX_READ_BYTES);
+        } else if n < self.read_bytes / 16 {
+            self.read_bytes = (n * 2).max(MIN_READ_BYTES);
+        }
         self.heard_at = now;
+    }
+
+    /// Nothing was read up to now, by the host's own choice: that is no silence of the guest's.
+    pub fn excuse_silence(&mut self, now: Duration) {
+        self.heard_at = self.heard_at.max(now);
     }
 
     /// When [`Session::tick`] wants to be called again.

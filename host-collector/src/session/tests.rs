@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 
 use pika_cloud_common::limits::{MAX_EVENT_BYTES, MAX_LINE_BYTES};
-use pika_cloud_common::wire::write_event;
+use pika_cloud_common::wire::{Heartbeat, write_event};
 use proptest::prelude::*;
 
 use super::*;
@@ -71,8 +71,9 @@ fn feed(session: &mut Session, bytes: &[u8], pieces: &mut dyn Iterator<Item = us
     let mut said = Vec::new();
     let mut rest = bytes;
     while !rest.is_empty() {
-        let n = pieces.next().unwrap_or(rest.len()).clamp(1, rest.len().min(READ_BYTES));
-        session.space()[..n].copy_from_slice(&rest[..n]);
+        let space = session.space();
+        let n = pieces.next().unwrap_or(rest.len()).clamp(1, rest.len().min(space.len()));
+        space[..n].copy_from_slice(&rest[..n]);
         session.filled(n, NOW);
         rest = &rest[n..];
         loop {
@@ -195,8 +196,7 @@ fn another_version_is_told_by_both_and_for_good() {
     ] {
         let mut session = session(None);
         let hello = hello_with(&format!("{field};agent=\"{}\"", "9".repeat(5000)));
-        session.space()[..hello.len()].copy_from_slice(&hello);
-        session.filled(hello.len(), NOW);
+        session.decoder.feed(&hello);
         let fault = session.receive().unwrap_err();
         assert!(fault.is_final(), "{fault}");
         let text = fault.to_string();
@@ -211,8 +211,7 @@ fn a_refusal_is_told_as_such() {
     {
         let line = format!("{{\"error\":{{\"code\":\"{code}\",\"message\":\"because\"}}}}\n");
         let mut session = session(None);
-        session.space()[..line.len()].copy_from_slice(line.as_bytes());
-        session.filled(line.len(), NOW);
+        session.decoder.feed(line.as_bytes());
         let fault = session.receive().unwrap_err();
         assert_eq!(fault.is_final(), is_final, "{code}");
         assert!(fault.to_string().contains("because"));
@@ -479,7 +478,21 @@ fn a_line_without_end_ends_the_session_in_bounded_memory() {
     let mut session = session(None);
     let said = feed(&mut session, &vec![0; 4 * MAX_LINE_BYTES], &mut std::iter::repeat(4096));
     assert!(fault_of(&said).contains("a line is longer than"), "{said:?}");
-    assert!(session.space().len() <= MAX_LINE_BYTES + 2 * READ_BYTES);
+    assert!(session.space().len() <= MAX_LINE_BYTES + 2 * MAX_READ_BYTES);
+}
+
+#[test]
+fn a_session_that_was_busy_once_gives_its_memory_back() {
+    let mut session = session(None);
+    feed(&mut session, &hello_with(""), &mut std::iter::empty());
+    assert!(session.space().len() <= 2 * MIN_READ_BYTES);
+    let log = format!(r#"{{"log":{{"file":"a","offset":0,"len":{MAX_CHUNK_BYTES}}}}}"#);
+    let mut bytes = format!("{log}\n").into_bytes();
+    bytes.resize(bytes.len() + MAX_CHUNK_BYTES, b'x');
+    feed(&mut session, &bytes, &mut std::iter::empty());
+    assert!(session.space().len() > 16 * 1024, "few reads for much");
+    feed(&mut session, &message(&GuestMessage::Heartbeat(Heartbeat { seq: 0, uptime: 1 })), &mut std::iter::empty());
+    assert!(session.space().len() <= 2 * MIN_READ_BYTES);
 }
 
 #[test]
@@ -597,7 +610,7 @@ proptest! {
         let mut bytes = if hello { hello_with("") } else { Vec::new() };
         bytes.extend(parts.into_iter().flatten());
         feed(&mut session, &bytes, &mut cuts.into_iter().cycle());
-        prop_assert!(session.space().len() <= MAX_LINE_BYTES + 2 * READ_BYTES);
+        prop_assert!(session.space().len() <= MAX_LINE_BYTES + 2 * MAX_READ_BYTES);
         prop_assert!(session.cursor().is_none_or(|cursor| cursor.logs.len() <= MAX_LOG_FILES));
     }
 }

@@ -1,0 +1,254 @@
+//! One session after the other: opening it, taking what the guest says into records, logs and artifacts, and losing it.
+
+use std::collections::BTreeMap;
+
+use pika_cloud_common::digest::Digest;
+use pika_cloud_common::wire::{Ack, EndReason, ErrorCode, Notice, Role, SessionError};
+
+use super::commit::Batch;
+use super::{Core, Outputs};
+use crate::journal::HostRecord;
+use crate::machine::{Guest, Input, SessionLoss};
+use crate::session::{Opened, Received, Session, SessionFault};
+
+/// Streams that an incarnation may have: its own, and what an image or an earlier boot left before it.
+const MAX_STREAMS: u32 = 16;
+
+impl Core {
+    /// There is a stream to the agent. The cursor in the hello acknowledges all that is before it, so that it waits until that
+    /// is durable (Invariant 1); nothing new comes meanwhile, since no session is there to bring it.
+    pub(super) fn connected(&mut self) {
+        self.flush_logs();
+        self.next_commit.open_session();
+    }
+
+    /// Whether there is a stream in which nothing was said yet.
+    pub(super) fn waits_to_open(&self) -> bool {
+        self.next_commit.opens_session() || self.in_commit.as_ref().is_some_and(Batch::opens_session)
+    }
+
+    pub(super) fn open_session(&mut self) {
+        let view = self.records.view();
+        let cursor = view.cursor.clone().filter(|cursor| self.stream.left.as_ref() != Some(&cursor.stream_id));
+        let (session, hello) = Session::open(Role::Owner, view.term, cursor, true, self.now.mono);
+        self.session = Some(session);
+        // What was acknowledged in an earlier one may not have arrived there.
+        self.acked = Ack { seq: 0, logs: BTreeMap::new() };
+        self.instance_status = Some("Running".to_owned());
+        self.send(hello);
+    }
+
+    /// There is no session any more, or there was none to be had.
+    pub(super) fn session_lost(&mut self, loss: SessionLoss) {
+        self.hang_up();
+        if self.collecting.is_some() {
+            self.collecting_lost(loss);
+        } else {
+            self.step(Input::NoSession(loss));
+        }
+    }
+
+    fn fault(&mut self, fault: &SessionFault) {
+        let message = fault.to_string();
+        self.session_lost(match fault {
+            // Who has it now is read from the instance's labels; a guest that only says so breaks the contract.
+            SessionFault::Refused(SessionError { code: ErrorCode::StaleTerm, .. }) => SessionLoss::Broken(message),
+            fault if fault.is_final() => SessionLoss::Refused(message),
+            SessionFault::Silent | SessionFault::Refused(SessionError { code: ErrorCode::Superseded, .. }) => {
+                SessionLoss::Lost(message)
+            }
+            _ => SessionLoss::Broken(message),
+        });
+    }
+
+    /// While nothing is read, since the disk has enough to do, no guest is silent.
+    pub(super) fn excuse_silence(&mut self) {
+        let reads = self.wants_read();
+        if let Some(session) = self.session.as_mut().filter(|_| !reads) {
+            session.excuse_silence(self.now.mono);
+            self.machine.excuse_silence(self.now.mono);
+        }
+    }
+
+    /// Pings a guest, and gives up one that is silent.
+    pub(super) fn tick_session(&mut self) {
+        match self.session.as_mut().map(|session| session.tick(self.now.mono)) {
+            Some(Ok(Some(ping))) => self.send(ping),
+            Some(Err(fault)) => self.fault(&fault),
+            Some(Ok(None)) | None => {}
+        }
+    }
+
+    /// Takes what was read, up to the last whole message.
+    pub(super) fn take_in(&mut self, n: usize, outputs: &mut impl Outputs) {
+        let Some(session) = &mut self.session else { return };
+        session.filled(n, self.now.mono);
+        // Bytes before a hello may come from anything; they keep no silent guest alive.
+        if session.is_open() {
+            self.step(Input::Heard);
+        }
+        loop {
+            match self.take_next(outputs) {
+                Ok(Taken::Nothing) => return self.tick_stopping(),
+                Ok(Taken::More) => {}
+                Ok(Taken::Refused(error)) => self.refused(error),
+                Ok(Taken::End(reason)) => return self.ended_by_guest(reason),
+                Ok(Taken::Archived { skipped, truncated }) => self.archived(skipped, truncated),
+                Err(fault) => return self.fault(&fault),
+            }
+        }
+    }
+
+    /// The next thing that the session has, into records, logs and artifacts.
+    fn take_next(&mut self, outputs: &mut impl Outputs) -> Result<Taken, SessionFault> {
+        let (keeps_logs, takes_entries) = (self.keeps_logs(), self.takes_entries());
+        let Self { session, records, logs, intake, next_commit, now, .. } = self;
+        let Some(session) = session else { return Ok(Taken::Nothing) };
+        let Some(received) = session.receive()? else { return Ok(Taken::Nothing) };
+        match received {
+            Received::Event { head, missing, line, digest } => {
+                if let Some(guest) = intake.event(records, *now, (&head, missing, digest), line) {
+                    next_commit.hear(guest);
+                }
+            }
+            Received::Log { file, offset, bytes } if keeps_logs => logs.append(records, file, offset, bytes),
+            Received::Log { file, offset, bytes } => logs.skip(file, offset + bytes.len() as u64),
+            Received::Entry(entry) if takes_entries => outputs.entry(&entry),
+            Received::EntryBytes(bytes) if takes_entries => outputs.bytes(bytes),
+            Received::Entry(_) | Received::EntryBytes(_) | Received::Nothing => {}
+            Received::BadLine { reason, sample } => intake.bad_line(records, reason, sample, *now),
+            Received::Status(status) => {
+                if records.view().status.as_ref() != Some(&status) {
+                    intake.document(records, HostRecord::Status { status: Box::new(status) }, *now);
+                }
+            }
+            Received::Result(result) => {
+                let wanted = self.spec.policies.output_collection.include_result;
+                if wanted && records.view().result.as_ref() != Some(&result) {
+                    intake.document(records, HostRecord::Result { result: Box::new(result) }, *now);
+                }
+            }
+            Received::Opened(opened) => {
+                self.opened(opened);
+            }
+            Received::Notice(notice) => return Ok(self.notice(notice)),
+            Received::Refused(error) => return Ok(Taken::Refused(error)),
+            Received::End(reason) => return Ok(Taken::End(reason)),
+        }
+        Ok(Taken::More)
+    }
+
+    /// Writes down which stream it is, and tells the machine.
+    fn opened(&mut self, opened: Opened) {
+        let Opened { hello, new_stream } = opened;
+        let view = self.records.view();
+        let ours = hello.request_id.as_deref() == Some(self.request_id().as_str());
+        // What another request's run says is nothing of this incarnation's: a guest that was restored to it is not ours.
+        let run_lost = hello.request_id.is_some() && !ours;
+        let run_lost =
+            run_lost || view.start_sent.as_ref().is_some_and(|sent| !ours && sent.stream_id != hello.stream_id);
+        // A guest of ours begins few streams in one incarnation; one that goes on beginning them lost its run (Invariant 5).
+        let run_lost = run_lost || (new_stream && view.streams >= MAX_STREAMS);
+        // It may say that itself, but only after this: what was asked for would be started once more (Invariant 9).
+        let is_behind =
+            self.session.as_ref().and_then(Session::cursor).is_some_and(|cursor| hello.last_seq < cursor.seq);
+        let is_rewound = is_behind || (view.accepted_at.is_some() && !ours);
+        self.stream.ours = ours;
+        if new_stream {
+            // What is pending is of the stream before: behind the record below it would be taken for the new one's.
+            self.flush_logs();
+            let cursor = self.session.as_ref().and_then(Session::cursor);
+            let (after_seq, digest) = cursor.map_or((0, Digest::EMPTY_STREAM), |cursor| (cursor.seq, cursor.digest));
+            self.record(HostRecord::Stream {
+                stream_id: hello.stream_id,
+                boot_id: hello.boot_id,
+                agent: hello.agent.chars().take(64).collect(),
+                after_seq,
+                digest,
+            });
+        }
+        if self.collecting.is_some() {
+            self.stop_and_archive();
+        } else if is_rewound && !run_lost {
+            self.next_commit.hear(Guest::Rewound);
+        } else {
+            self.next_commit.hear(Guest::Opened { run_lost });
+        }
+    }
+
+    /// The guest has nothing more in this session.
+    fn ended_by_guest(&mut self, reason: EndReason) {
+        let loss = match reason {
+            EndReason::NewStream => {
+                self.stream_over();
+                SessionLoss::NewStream
+            }
+            EndReason::Done | EndReason::Shutdown | EndReason::Unknown => {
+                SessionLoss::Lost("the agent ended the session".to_owned())
+            }
+        };
+        self.session_lost(loss);
+    }
+
+    /// All of the stream is here, and another has begun, by a boot or by another run: ours was lost if it was in it and
+    /// said no last word.
+    fn stream_over(&mut self) {
+        let view = self.records.view();
+        if !self.stream.ours {
+            self.stream.left = view.cursor.as_ref().map(|cursor| cursor.stream_id.clone());
+        } else if view.terminal.is_none() && self.collecting.is_none() {
+            self.next_commit.hear(Guest::Opened { run_lost: true });
+        }
+    }
+
+    fn notice(&mut self, notice: Notice) -> Taken {
+        match &notice {
+            Notice::Started { request_id } | Notice::AlreadyStarted { request_id } => {
+                if *request_id == self.request_id() && self.records.view().accepted_at.is_none() {
+                    self.record(HostRecord::Accepted { request_id: request_id.clone() });
+                }
+                self.next_commit.hear(Guest::Accepted);
+                return Taken::More;
+            }
+            Notice::Rewound { .. } => self.next_commit.hear(Guest::Rewound),
+            Notice::ArchiveDone { skipped, truncated, .. } => {
+                return Taken::Archived { skipped: *skipped, truncated: *truncated };
+            }
+            _ => {}
+        }
+        self.intake.notice(&mut self.records, notice, self.now);
+        Taken::More
+    }
+
+    fn refused(&mut self, error: SessionError) {
+        match error.code {
+            ErrorCode::Busy | ErrorCode::BadRequest => {
+                let refused = HostRecord::StartRefused { message: error.message.clone() };
+                self.intake.document(&mut self.records, refused, self.now);
+                self.next_commit.hear(Guest::Refused(error.message));
+            }
+            ErrorCode::Archive => self.archive_failed(error.message),
+            ErrorCode::UnsupportedProtocol => self.session_lost(SessionLoss::Refused(error.message)),
+            ErrorCode::Superseded => self.session_lost(SessionLoss::Lost(error.message)),
+            ErrorCode::StaleTerm
+            | ErrorCode::Ledger
+            | ErrorCode::BadMessage
+            | ErrorCode::NotOwner
+            | ErrorCode::Unknown => self.session_lost(SessionLoss::Broken(error.message)),
+        }
+    }
+}
+
+/// What was taken from a session.
+enum Taken {
+    /// All that was read.
+    Nothing,
+    /// One thing; there may be more.
+    More,
+    /// The guest refused something.
+    Refused(SessionError),
+    /// The guest ended the session.
+    End(EndReason),
+    /// The archive is over.
+    Archived { skipped: u64, truncated: bool },
+}
