@@ -6,7 +6,7 @@ use pika_cloud_common::RuntimeSpec;
 use pika_cloud_common::spec::InstanceType;
 
 use crate::error::Error;
-use crate::incus::{Client, Labels, Profile};
+use crate::incus::{Client, Labels, check_volume, root_disk, root_pool};
 
 /// Checks that Incus has what the spec names, and that the name is free or ours.
 pub(crate) async fn check(client: &Client, spec: &RuntimeSpec, owner: &str) -> Result<(), Error> {
@@ -23,6 +23,7 @@ pub(crate) async fn check(client: &Client, spec: &RuntimeSpec, owner: &str) -> R
     }
     image(client, spec).await?;
     profiles(client, spec).await?;
+    volumes(client, spec, owner).await?;
     if let Some(instance) = client.instance(project, &spec.identity.instance_name).await? {
         let labels = Labels::read(&instance.config);
         let whose = match labels {
@@ -40,10 +41,34 @@ pub(crate) async fn check(client: &Client, spec: &RuntimeSpec, owner: &str) -> R
 
 /// Incus is on this host, so that a mount's source must be, too.
 fn mounts(spec: &RuntimeSpec) -> Result<(), Error> {
-    for (index, mount) in spec.mounts.iter().enumerate() {
+    for (index, mount) in spec.mounts.iter().enumerate().filter(|(_, mount)| mount.volume().is_none()) {
         let path = PathBuf::from(&mount.source);
         if !path.is_dir() {
             return Err(Error::MountSource { index, path });
+        }
+    }
+    Ok(())
+}
+
+/// A volume that is there must be this runtime's; one that is not is made with the instance.
+async fn volumes(client: &Client, spec: &RuntimeSpec, owner: &str) -> Result<(), Error> {
+    if !spec.mounts.iter().any(|mount| mount.volume().is_some()) {
+        return Ok(());
+    }
+    let pools = client.storage_pools().await?;
+    let root_disk = root_disk(client, spec).await?;
+    for (index, volume) in spec.mounts.iter().enumerate().filter_map(|(n, mount)| Some((n, mount.volume()?))) {
+        let pool = volume.pool.unwrap_or_else(|| root_pool(root_disk.as_ref()));
+        if !pools.iter().any(|known| known == pool) {
+            return Err(Error::Missing {
+                what: "storage pool",
+                name: pool.to_owned(),
+                project: String::new(),
+                way_out: format!("make it (incus storage create {pool} dir), or correct mounts[{index}].source"),
+            });
+        }
+        if let Some(found) = client.volume(&spec.incus.project, pool, volume.name).await? {
+            check_volume(&found, &spec.incus.project, &spec.identity.runtime_id, owner)?;
         }
     }
     Ok(())
@@ -88,7 +113,7 @@ async fn profiles(client: &Client, spec: &RuntimeSpec) -> Result<(), Error> {
                 ),
             });
         };
-        pool = root_pool(&profile).or(pool);
+        pool = profile.root_disk().and_then(|root| root.get("pool").cloned()).or(pool);
     }
     let Some(pool) = pool else {
         return Err(Error::Missing {
@@ -111,8 +136,4 @@ async fn profiles(client: &Client, spec: &RuntimeSpec) -> Result<(), Error> {
         });
     }
     Ok(())
-}
-
-fn root_pool(profile: &Profile) -> Option<String> {
-    profile.root_disk()?.get("pool").cloned()
 }

@@ -17,7 +17,9 @@ use super::error::Error;
 /// How long a call that waits for nothing may take.
 pub(super) const CALL_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// An answer is read up to this size; the largest that is asked for, a list of instances, is far below it.
+/// An answer is read up to this size. The largest that is asked for is a list of instances: each takes it a few kilobytes and
+/// twice its labels, of which the spec's is 32 KiB at most, so that it holds about a thousand of the largest and ten thousand
+/// usual ones.
 const MAX_ANSWER_BYTES: usize = 64 * 1024 * 1024;
 
 /// A client of one Incus daemon, in one project at a time.
@@ -40,6 +42,18 @@ pub(super) struct Envelope {
     error: String,
     #[serde(default)]
     pub(super) metadata: Value,
+    /// The version of what was read, from the answer's head.
+    #[serde(skip)]
+    pub(super) etag: String,
+}
+
+/// What a call sends beside its method and path.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Sent<'a> {
+    /// As JSON.
+    pub(super) body: Option<&'a Value>,
+    /// Only where the resource still has this version; Incus answers 412 where it has another.
+    pub(super) if_match: Option<&'a str>,
 }
 
 impl Client {
@@ -70,9 +84,15 @@ impl Client {
     }
 
     pub(super) async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, Error> {
+        self.get_with_etag(path).await.map(|(found, _)| found)
+    }
+
+    /// As [`Client::get`], with the version of what was read.
+    pub(super) async fn get_with_etag<T: DeserializeOwned>(&self, path: &str) -> Result<(T, String), Error> {
         let envelope = self.call(Method::GET, path, None, CALL_TIMEOUT).await?;
-        serde_json::from_value(envelope.metadata)
-            .map_err(|e| Error::Answer { request: format!("GET {path}"), problem: e.to_string() })
+        let found = serde_json::from_value(envelope.metadata)
+            .map_err(|e| Error::Answer { request: format!("GET {path}"), problem: e.to_string() })?;
+        Ok((found, envelope.etag))
     }
 
     /// One call. `timeout` covers all of it, so for a call that waits it must be longer than that wait.
@@ -83,41 +103,50 @@ impl Client {
         body: Option<&Value>,
         timeout: Duration,
     ) -> Result<Envelope, Error> {
+        self.send(method, path, Sent { body, if_match: None }, timeout).await
+    }
+
+    /// As [`Client::call`], with a condition.
+    pub(super) async fn send(
+        &self,
+        method: Method,
+        path: &str,
+        sent: Sent<'_>,
+        timeout: Duration,
+    ) -> Result<Envelope, Error> {
         let request = format!("{method} {}", without_query_secrets(path));
-        match tokio::time::timeout(timeout, self.exchange(method, path, body, &request)).await {
+        match tokio::time::timeout(timeout, self.exchange(method, path, sent, &request)).await {
             Ok(answer) => answer,
             Err(_) => Err(Error::NoAnswer { request, after: timeout }),
         }
     }
 
-    async fn exchange(
-        &self,
-        method: Method,
-        path: &str,
-        body: Option<&Value>,
-        request: &str,
-    ) -> Result<Envelope, Error> {
+    async fn exchange(&self, method: Method, path: &str, sent: Sent<'_>, request: &str) -> Result<Envelope, Error> {
         let transport = |source| Error::Transport { request: request.to_owned(), source };
         let stream = self.connect().await?;
         let (mut sender, connection) =
             hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(|e| transport(e.into()))?;
-        let bytes = body.map_or_else(Bytes::new, |value| Bytes::from(value.to_string()));
-        let http = Request::builder()
+        let bytes = sent.body.map_or_else(Bytes::new, |value| Bytes::from(value.to_string()));
+        let mut http = Request::builder()
             .method(method)
             .uri(path)
             .header(hyper::header::HOST, "incus")
-            .header(hyper::header::CONTENT_TYPE, "application/json")
-            .body(Full::new(bytes))
-            .map_err(|e| transport(e.into()))?;
+            .header(hyper::header::CONTENT_TYPE, "application/json");
+        if let Some(etag) = sent.if_match {
+            http = http.header(hyper::header::IF_MATCH, etag);
+        }
+        let http = http.body(Full::new(bytes)).map_err(|e| transport(e.into()))?;
         // The connection is driven beside the call, and ends with it: no task is left behind by a call that timed out.
         let answer = async {
             let response = sender.send_request(http).await.map_err(|e| transport(e.into()))?;
             let status = response.status();
+            let etag = response.headers().get(hyper::header::ETAG).and_then(|etag| etag.to_str().ok());
+            let etag = etag.unwrap_or_default().to_owned();
             let body = Limited::new(response.into_body(), MAX_ANSWER_BYTES).collect().await.map_err(transport)?;
-            Ok((status, body.to_bytes()))
+            Ok((status, body.to_bytes(), etag))
         };
         tokio::pin!(answer);
-        let (status, body) = tokio::select! {
+        let (status, body, etag) = tokio::select! {
             biased;
             answer = &mut answer => answer?,
             ended = connection => {
@@ -125,7 +154,7 @@ impl Client {
                 answer.await?
             }
         };
-        read_envelope(request, status, &body)
+        Ok(Envelope { etag, ..read_envelope(request, status, &body)? })
     }
 }
 

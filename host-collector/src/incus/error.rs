@@ -77,6 +77,29 @@ pub enum Error {
         /// What was to be done.
         what: String,
     },
+    /// A volume of that name exists and is not this runtime's. It is left alone.
+    #[error(
+        "volume `{volume}` in pool `{pool}` (project `{project}`) exists and {whose}: it is left alone; name another one in \
+         mounts, or, where a collector that is gone left it, take it over (pika-cloud reconcile --take-over RUNTIME_ID)"
+    )]
+    VolumeNotOurs {
+        /// Its name.
+        volume: String,
+        /// Its storage pool.
+        pool: String,
+        /// The project that was asked.
+        project: String,
+        /// Whose it seems to be.
+        whose: String,
+    },
+    /// Somebody else took it over, or it is gone.
+    #[error("{what} was not taken over: {now}")]
+    TakeOverLost {
+        /// What was to be taken over.
+        what: String,
+        /// How it stands.
+        now: String,
+    },
     /// An answer of another form than Incus's API has.
     #[error("{request}: Incus's answer could not be read: {problem}")]
     Answer {
@@ -90,21 +113,81 @@ pub enum Error {
 impl Error {
     /// Whether Incus said that the very thing asked for does not exist.
     pub fn is_not_found(&self) -> bool {
-        matches!(self, Self::Refused { code: 404, .. })
+        self.class() == Class::NotFound
     }
 
-    /// Whether the same call may succeed a little later: Incus is starting, busy, or the connection broke.
+    /// Whether the same call may succeed a little later.
     pub fn is_transient(&self) -> bool {
+        self.class() == Class::Transient
+    }
+
+    /// What to do about it. The table in the [module's docs](super) says where each was seen.
+    pub fn class(&self) -> Class {
         match self {
-            Self::NotRunning { .. } | Self::Transport { .. } | Self::NoAnswer { .. } | Self::OperationLost { .. } => {
-                true
+            Self::NotRunning { .. }
+            | Self::Transport { .. }
+            | Self::NoAnswer { .. }
+            | Self::OperationLost { .. }
+            // It may succeed behind our back, so that nothing is concluded from it.
+            | Self::OperationUnfinished { .. }
+            | Self::Refused { code: 429 | 502 | 503 | 504, .. } => Class::Transient,
+            Self::Refused { code: 404, .. } => Class::NotFound,
+            // A change while another one is under way is refused with 500, as real failures are.
+            Self::Refused { code: 500, message, .. } | Self::OperationFailed { message, .. } if is_busy(message) => {
+                Class::Transient
             }
-            // Incus answers 500 where an instance is in the middle of a change, and 503 while it starts.
-            Self::Refused { code, message, .. } => {
-                *code == 503 || *code == 429 || (*code == 500 && message.contains("busy"))
-            }
-            Self::OperationFailed { message, .. } => message.contains("busy"),
-            Self::NoPermission { .. } | Self::OperationUnfinished { .. } | Self::Answer { .. } => false,
+            Self::Refused { .. }
+            | Self::OperationFailed { .. }
+            | Self::NoPermission { .. }
+            | Self::VolumeNotOurs { .. }
+            | Self::TakeOverLost { .. }
+            | Self::Answer { .. } => Class::Final,
+        }
+    }
+}
+
+/// The one place where Incus gives no code of its own, so that its words have to do.
+fn is_busy(message: &str) -> bool {
+    message.contains("Instance is busy") || message.contains("database is locked")
+}
+
+/// What to do about an error.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Class {
+    /// The same call may succeed a little later: Incus is starting, stopping or busy, or the connection broke.
+    Transient,
+    /// It will fail again.
+    Final,
+    /// The very thing asked for does not exist.
+    NotFound,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn refused(code: u16, message: &str) -> Error {
+        Error::Refused { request: "PUT /x".to_owned(), code, message: message.to_owned() }
+    }
+
+    #[test]
+    fn answers_that_were_seen_are_in_their_class() {
+        let busy = r#"Failed to create instance update operation: Instance is busy running a "stop" operation"#;
+        let failed = |message: &str| Error::OperationFailed { what: "x".into(), message: message.into() };
+        for (error, class) in [
+            (refused(500, busy), Class::Transient),
+            (failed(busy), Class::Transient),
+            (refused(503, "Daemon is starting up"), Class::Transient),
+            (Error::OperationLost { what: "x".into() }, Class::Transient),
+            (Error::OperationUnfinished { what: "x".into(), after: Duration::from_secs(120) }, Class::Transient),
+            (refused(404, "Instance not found"), Class::NotFound),
+            (refused(500, "The instance is already running"), Class::Final),
+            (refused(400, "Instance is running"), Class::Final),
+            (refused(409, "Volume by that name already exists"), Class::Final),
+            (failed("Image not provided for instance creation"), Class::Final),
+            (failed("disk 404 not found"), Class::Final),
+        ] {
+            assert_eq!(error.class(), class, "{error}");
         }
     }
 }

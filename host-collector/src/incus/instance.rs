@@ -21,6 +21,9 @@ const CHANGE_LIMIT: Duration = Duration::from_secs(120);
 pub struct InstanceView {
     /// Its name in its project.
     pub name: String,
+    /// Its project.
+    #[serde(default)]
+    pub project: String,
     /// Incus's own word, such as `Running`.
     #[serde(default)]
     pub status: String,
@@ -46,6 +49,11 @@ pub enum InstanceState {
 }
 
 impl InstanceView {
+    /// Whether it was ever started, as far as Incus's own record goes.
+    pub fn was_started(&self) -> bool {
+        self.state() != InstanceState::Stopped || self.config.contains_key("volatile.last_state.power")
+    }
+
     /// What its status means.
     pub fn state(&self) -> InstanceState {
         match self.status.as_str() {
@@ -98,7 +106,7 @@ impl Client {
     /// # Errors
     /// Where the question itself failed: that is not absence.
     pub async fn instance(&self, project: &str, name: &str) -> Result<Option<InstanceView>, Error> {
-        found(self.get(&format!("/1.0/instances/{}?project={}", encode(name), encode(project))).await)
+        found(self.get(&instance_path(project, name)).await)
     }
 
     /// All instances of a project.
@@ -106,7 +114,20 @@ impl Client {
     /// # Errors
     /// Where Incus does not answer.
     pub async fn instances(&self, project: &str) -> Result<Vec<InstanceView>, Error> {
-        self.get(&format!("/1.0/instances?recursion=1&project={}", encode(project))).await
+        self.list(&format!("/1.0/instances?recursion=1&project={}", encode(project))).await
+    }
+
+    /// All instances of all projects that this client may see.
+    ///
+    /// # Errors
+    /// Where Incus does not answer, or does not let this client ask for more than one project.
+    pub async fn all_instances(&self) -> Result<Vec<InstanceView>, Error> {
+        self.list("/1.0/instances?recursion=1&all-projects=true").await
+    }
+
+    async fn list(&self, path: &str) -> Result<Vec<InstanceView>, Error> {
+        // An empty list may be answered as null.
+        self.get::<Option<Vec<InstanceView>>>(path).await.map(Option::unwrap_or_default)
     }
 
     /// The image behind an alias, or `None`.
@@ -186,7 +207,7 @@ impl Client {
     /// # Errors
     /// Where Incus refuses, fails, or takes longer than two minutes.
     pub async fn delete_instance(&self, project: &str, name: &str) -> Result<(), Error> {
-        let path = format!("/1.0/instances/{}?project={}", encode(name), encode(project));
+        let path = instance_path(project, name);
         self.change("deleting the instance", Method::DELETE, &path, None, CHANGE_LIMIT).await
     }
 
@@ -219,8 +240,12 @@ impl Client {
     }
 }
 
+pub(super) fn instance_path(project: &str, name: &str) -> String {
+    format!("/1.0/instances/{}?project={}", encode(name), encode(project))
+}
+
 /// Tells absence from failure.
-fn found<T>(answer: Result<T, Error>) -> Result<Option<T>, Error> {
+pub(super) fn found<T>(answer: Result<T, Error>) -> Result<Option<T>, Error> {
     match answer {
         Ok(value) => Ok(Some(value)),
         Err(error) if error.is_not_found() => Ok(None),
@@ -229,7 +254,7 @@ fn found<T>(answer: Result<T, Error>) -> Result<Option<T>, Error> {
 }
 
 /// Percent-encodes a path segment or a query value.
-fn encode(text: &str) -> String {
+pub(super) fn encode(text: &str) -> String {
     use std::fmt::Write as _;
     text.bytes().fold(String::new(), |mut out, byte| {
         if byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) {
@@ -255,6 +280,7 @@ mod tests {
     fn a_guest_that_calls_itself_ready_still_runs() {
         let view = |status: &str| InstanceView {
             name: "a".into(),
+            project: "default".into(),
             status: status.into(),
             config: BTreeMap::new(),
             kind: "container".into(),

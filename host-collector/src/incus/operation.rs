@@ -56,10 +56,19 @@ impl Client {
             let failed = |message| Error::OperationFailed { what: what.to_owned(), message };
             let envelope = match answer {
                 Ok(envelope) => envelope,
-                // Finished operations vanish after some seconds, and say nothing of the resource then.
-                Err(error) if error.is_not_found() => return Err(Error::OperationLost { what: what.to_owned() }),
-                // The wait of a failed operation is answered as an error of its own.
-                Err(Error::Refused { code: 400, message, .. }) => return Err(failed(message)),
+                Err(Error::Refused { code, message, .. }) => {
+                    // The wait of a failed operation is answered as an error of its own, with any code. Finished operations
+                    // vanish after some seconds. Neither says anything of the resource, and only the operation itself tells
+                    // one from the other.
+                    return match self.get::<Operation>(operation).await {
+                        Ok(state) if progress(state.status_code) == Progress::Succeeded => Ok(()),
+                        Ok(state) if progress(state.status_code) == Progress::Going => continue,
+                        Err(error) if error.is_not_found() && code == 404 => {
+                            Err(Error::OperationLost { what: what.to_owned() })
+                        }
+                        Ok(_) | Err(_) => Err(failed(message)),
+                    };
+                }
                 Err(error) => return Err(error),
             };
             let state: Operation = serde_json::from_value(envelope.metadata)

@@ -6,11 +6,12 @@ use std::task::{Context, Poll, ready};
 
 use bytes::{Buf as _, Bytes};
 use futures_util::{Sink as _, Stream as _};
+use hyper::StatusCode;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::UnixStream;
 use tokio_tungstenite::WebSocketStream;
-use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::tungstenite::protocol::WebSocketConfig;
+use tokio_tungstenite::tungstenite::{self, Message};
 
 use super::client::{CALL_TIMEOUT, Client};
 use super::error::Error;
@@ -28,19 +29,38 @@ pub(crate) struct WebSocketHalf {
 
 impl Client {
     pub(crate) async fn websocket(&self, operation_id: &str, secret: &str) -> Result<WebSocketHalf, Error> {
-        let request = format!("GET /1.0/operations/{operation_id}/websocket");
+        let path = format!("/1.0/operations/{operation_id}/websocket");
+        let socket = self.open_websocket(&format!("{path}?secret={secret}"), &path).await?;
+        Ok(WebSocketHalf { socket, unread: Bytes::new(), ended: false })
+    }
+
+    /// Opens a websocket. `shown` is its path as an error may show it, without its secret.
+    pub(super) async fn open_websocket(&self, path: &str, shown: &str) -> Result<WebSocketStream<UnixStream>, Error> {
+        let request = format!("GET {shown}");
         let open = async {
             let stream = self.connect().await?;
-            let url = format!("ws://incus/1.0/operations/{operation_id}/websocket?secret={secret}");
             let config = WebSocketConfig::default()
                 .max_message_size(Some(MAX_MESSAGE_BYTES))
                 .max_frame_size(Some(MAX_MESSAGE_BYTES));
+            let url = format!("ws://incus{path}");
             let opened = tokio_tungstenite::client_async_with_config(url, stream, Some(config)).await;
-            let (socket, _) = opened.map_err(|e| Error::Transport { request: request.clone(), source: Box::new(e) })?;
-            Ok(WebSocketHalf { socket, unread: Bytes::new(), ended: false })
+            let (socket, _) = opened.map_err(|error| refused_or_broken(&request, error))?;
+            Ok(socket)
         };
         let timed = tokio::time::timeout(CALL_TIMEOUT, open).await;
         timed.unwrap_or_else(|_| Err(Error::NoAnswer { request: request.clone(), after: CALL_TIMEOUT }))
+    }
+}
+
+/// Only that this client may not is told apart: whoever opens one may do with less.
+fn refused_or_broken(request: &str, error: tungstenite::Error) -> Error {
+    let request = request.to_owned();
+    match error {
+        tungstenite::Error::Http(answer) if answer.status() == StatusCode::FORBIDDEN => {
+            let message = answer.body().as_deref().map(String::from_utf8_lossy).unwrap_or_default().into_owned();
+            Error::Refused { request, code: 403, message }
+        }
+        error => Error::Transport { request, source: Box::new(error) },
     }
 }
 
