@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use pika_cloud_common::Verdict;
 use pika_cloud_common::spec::SpecError;
 
 use crate::journal::JournalError;
@@ -70,6 +71,8 @@ pub enum Error {
         instance: String,
         /// What Incus answered.
         message: String,
+        /// The runtime's verdict, where it has one.
+        verdict: Option<Box<Verdict>>,
     },
     /// The runtime exists with another spec.
     #[error("runtime `{runtime_id}` exists with another spec, which differs in: {}; end it (pika-cloud destroy {runtime_id}) and run the new one with --again, or choose another identity.runtime_id", fields.join(", "))]
@@ -78,6 +81,26 @@ pub enum Error {
         runtime_id: String,
         /// Paths of the fields that differ.
         fields: Vec<String>,
+    },
+    /// The workload is still to be started, and the environment that it needs is not kept on disk.
+    #[error(
+        "runtime `{runtime_id}`: its workload is still to be started, and what bootstrap.env holds is not kept: run the spec again (pika-cloud run SPEC)"
+    )]
+    SpecNeeded {
+        /// The runtime.
+        runtime_id: String,
+    },
+    /// Another collector took the runtime over: nothing more is done to it from here.
+    #[error(
+        "runtime `{runtime_id}`: the collector `{owner}` took it over under term {term}: ask there, or take it back with pika-cloud reconcile --take-over {runtime_id}"
+    )]
+    TakenOver {
+        /// The runtime.
+        runtime_id: String,
+        /// The id of the other collector's state dir.
+        owner: String,
+        /// Its term.
+        term: u64,
     },
     /// There is no such runtime in the state dir.
     #[error("there is no runtime `{runtime_id}` in this state dir: `pika-cloud list` shows those that are")]

@@ -1,14 +1,15 @@
 //! The host's side of pika-cloud: runs workloads in Incus instances, follows what they report, and gives a verdict.
 //!
 //! ```text
-//!   bin/pika-cloud ──► cloud ──► driver ──┬─► machine   what happens next          (pure)
-//!                        │                ├─► session   what the guest says        (pure)
-//!                        │                ├─► journal   what is known, durably
-//!                        ├─► preflight    ├─► incus, transport   how to reach it
-//!                        └─► outputs      └─► artifacts, logs    what it leaves
+//!   bin/pika-cloud ──► cloud ──► driver ──► runtime (pure) ──┬─► machine   what happens next     (pure)
+//!                      │  │        │                        ├─► session   what the guest says   (pure)
+//!          reconcile ◄─┘  │        │                        └─► journal   what is known, durably
+//!                         │        ├─► incus, transport   how to reach it
+//!              preflight ◄┘        └─► artifacts, outputs what it leaves
 //! ```
 //!
-//! Machine, session and the journal's format know nothing of each other; the driver joins them. Start at [`Cloud`].
+//! Machine, session and journal know nothing of each other; `runtime` joins them without I/O, and the driver is a tokio
+//! shell around that. Start at [`Cloud`].
 //!
 //! # Example
 //!
@@ -30,22 +31,24 @@
 //! ```
 
 mod artifacts;
-mod clock;
+pub mod clock;
 mod cloud;
 mod destroy;
-mod driver;
+pub mod driver;
 mod error;
 pub mod incus;
 pub mod journal;
-mod logs;
 pub mod machine;
 mod outputs;
 mod preflight;
+pub mod reconcile;
+pub mod runtime;
 pub mod session;
 mod state_dir;
 mod transport;
 
-pub use cloud::{Cloud, Condition, Config, Ensured, Inspection, Rerun};
+pub use cloud::{Cloud, Condition, Config, Ensured, Inspection, LogFollower, LogReader, Rerun};
 pub use error::Error;
 pub use pika_cloud_common as common;
+pub use reconcile::{ReconcileOptions, ReconcileReport};
 pub use state_dir::StateDirError;

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use pika_cloud_common::verdict::{Collection, Evidence, LastEvent, Outcome};
 use pika_cloud_common::{RuntimeSpec, SCHEMA_VERSION, Verdict};
+use serde_json::Value;
 
 use crate::error::Error;
 use crate::journal::{Body, Follower, HostRecord, View};
@@ -21,28 +22,64 @@ pub(crate) fn verdict(spec: &RuntimeSpec, view: &View) -> Verdict {
         Some(end) => (end.outcome.clone(), end.message.clone(), end.error.clone(), end.instance_status.clone()),
         None => (Outcome::Unreachable, "no end was recorded".to_owned(), None, None),
     };
+    let decided_at = view.ended.as_ref().map(|end| end.at).unwrap_or_default().timestamp();
     let collection =
         view.collection.clone().map(|collection| Collection { error: collection.error.map(clip), ..collection });
     let last_event = view.last_event().map(|event| LastEvent { message: clip(event.message), ..event });
     let details = view.terminal.as_ref().and_then(|event| event.details.as_ref());
-    let signal = details.and_then(|details| details.get("signal")?.as_i64()?.try_into().ok());
+    let said = details.map(Said::of).unwrap_or_default();
     Verdict {
         schema_version: SCHEMA_VERSION,
         runtime_id: spec.identity.runtime_id.clone(),
         incarnation: view.incarnation,
         outcome,
-        decided_at: crate::clock::now(),
+        decided_at,
         message: clip(message),
         evidence: Evidence {
-            signal,
+            signal: said.signal,
+            oom_kill: said.oom_kill,
+            full: said.full,
             last_event,
             instance_status,
             error: error.map(clip),
             collection,
             bad_lines: view.bad_lines,
             gaps: view.gaps,
+            restarts: view.restarts,
         },
         extra: serde_json::Map::default(),
+    }
+}
+
+/// What the details of a guest's terminal event give as evidence. What is not of the contract's form is none.
+#[derive(Debug, Default, PartialEq)]
+struct Said {
+    signal: Option<i32>,
+    oom_kill: Option<bool>,
+    full: Vec<String>,
+}
+
+impl Said {
+    /// A supervisor names three file systems, and short.
+    const MAX_FULL: usize = 8;
+    const MAX_FULL_BYTES: usize = 256;
+
+    // Invariant 5: whatever the guest sends, this much of it is taken.
+    fn of(details: &Value) -> Self {
+        let names = details.get("full").and_then(Value::as_array).into_iter().flatten().filter_map(Value::as_str);
+        let fits =
+            |name: &&str| (1..=Self::MAX_FULL_BYTES).contains(&name.len()) && !name.chars().any(char::is_control);
+        let names = names.filter(fits);
+        Self {
+            // Of a signal that exists.
+            signal: details
+                .get("signal")
+                .and_then(Value::as_i64)
+                .filter(|signal| (1..=64).contains(signal))
+                .and_then(|signal| signal.try_into().ok()),
+            oom_kill: details.get("oom_kill").and_then(Value::as_bool),
+            full: names.take(Self::MAX_FULL).map(str::to_owned).collect(),
+        }
     }
 }
 
@@ -80,7 +117,16 @@ pub(crate) fn derive(runtime: &Path, outputs: &Path, incarnation: u32) -> Result
     let mut documents = [("status.json", None), ("result.json", None), ("verdict.json", None)];
     let mut events = Replacement::begin(outputs.join("events.jsonl")).map_err(fail)?;
     let mut journal = Follower::new(runtime, None);
-    while let Some((record, _)) = journal.try_next()? {
+    loop {
+        let next = journal.try_next()?;
+        // What the oldest segments said is in the snapshot that took their place; the events in them are gone.
+        if let Some(base) = journal.take_base().filter(|base| base.incarnation == incarnation) {
+            let known = [base.status.and_then(pretty), base.result.and_then(pretty), base.verdict.and_then(pretty)];
+            for ((_, document), known) in documents.iter_mut().zip(known) {
+                *document = known.or_else(|| document.take());
+            }
+        }
+        let Some((record, _)) = next else { break };
         if record.inc != incarnation {
             continue;
         }
@@ -91,7 +137,7 @@ pub(crate) fn derive(runtime: &Path, outputs: &Path, incarnation: u32) -> Result
             Body::Host(HostRecord::Status { status }) => documents[0].1 = pretty(&status),
             Body::Host(HostRecord::Result { result }) => documents[1].1 = pretty(&result),
             Body::Host(HostRecord::Verdict { verdict }) => documents[2].1 = pretty(&verdict),
-            Body::Host(_) | Body::Journal(_) => {}
+            Body::Host(_) => {}
         }
     }
     events.finish().map_err(fail)?;
@@ -135,8 +181,8 @@ impl Drop for Replacement {
     }
 }
 
-fn pretty(document: &impl serde::Serialize) -> Option<String> {
-    serde_json::to_string_pretty(document).ok().map(|text| text + "\n")
+fn pretty(document: impl serde::Serialize) -> Option<String> {
+    serde_json::to_string_pretty(&document).ok().map(|text| text + "\n")
 }
 
 #[cfg(test)]

@@ -2,10 +2,10 @@
 //!
 //! ```text
 //! <state_dir>/id                       who owns the instances made from here
+//! <state_dir>/.commands/<runtime_id>   what is wanted of it, for whoever drives it
 //! <state_dir>/<runtime_id>/lock        held by the one collector that drives the runtime
 //!                         /spec.json   the spec, secrets redacted
 //!                         /journal.jsonl
-//!                         /cancel      asks whoever drives it to end it
 //!                         /<incarnation>/events.jsonl, status.json, result.json, verdict.json   derived from the journal
 //!                                       /logs/, artifacts/, artifacts.sha256                    the guest's outputs
 //! ```
@@ -19,7 +19,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use fs2::FileExt as _;
-use pika_cloud_common::RuntimeSpec;
+use pika_cloud_common::{Command, RuntimeSpec};
 
 /// Below this much free space nothing new is begun: a verdict must always find room.
 const MIN_FREE_BYTES: u64 = 16 * 1024 * 1024;
@@ -104,7 +104,42 @@ impl StateDir {
 
     /// The folder of a runtime, whether it exists or not.
     pub(crate) fn runtime(&self, runtime_id: &str) -> RuntimeFolder {
-        RuntimeFolder { path: self.path.join(runtime_id) }
+        RuntimeFolder::new(&self.path, runtime_id)
+    }
+
+    fn commands_path(&self) -> PathBuf {
+        self.path.join(".commands")
+    }
+
+    /// Tells whoever drives a runtime what is wanted of it. What was wanted before and goes further stands.
+    ///
+    /// # Errors
+    /// Where it cannot be written.
+    pub(crate) fn request(&self, runtime_id: &str, command: Command) -> Result<(), StateDirError> {
+        let folder = self.commands_path();
+        make_folder(&folder)?;
+        let path = folder.join(runtime_id);
+        if read_command(&path).is_none_or(|earlier| earlier < command) {
+            replace(&path, command.as_str().as_bytes())?;
+        }
+        Ok(())
+    }
+
+    /// What is wanted of a runtime, if anything is; asked once.
+    pub(crate) fn take_request(&self, runtime_id: &str) -> Option<Command> {
+        let path = self.commands_path().join(runtime_id);
+        // Taken away before it is read, so that what is asked for in between is there for the next time.
+        let taken = temporary_beside(&path);
+        fs::rename(&path, &taken).ok()?;
+        let command = read_command(&taken);
+        let _ = fs::remove_file(taken);
+        command
+    }
+
+    /// The runtimes of which something is wanted.
+    pub(crate) fn requests(&self) -> Vec<String> {
+        let entries = fs::read_dir(self.commands_path()).into_iter().flatten().flatten();
+        entries.filter_map(|entry| entry.file_name().into_string().ok()).filter(|name| !name.starts_with('.')).collect()
     }
 
     /// Every runtime that has a folder here, by name.
@@ -121,6 +156,10 @@ impl StateDir {
         names.sort_unstable();
         Ok(names)
     }
+}
+
+fn read_command(path: &Path) -> Option<Command> {
+    serde_json::from_value(serde_json::Value::from(fs::read_to_string(path).ok()?.trim())).ok()
 }
 
 /// That a new run would find room. What is there already is shown, collected and destroyed on a full disk, too.
@@ -158,11 +197,15 @@ fn owner_id(folder: &Path) -> Result<String, StateDirError> {
     }
 }
 
+/// Whether `text` may be an owner's id.
+pub(crate) fn is_owner_id(text: &str) -> bool {
+    (1..=64).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-')
+}
+
 /// An empty one would own whatever has an empty label.
 fn checked_id(text: &str, path: &Path) -> Result<String, StateDirError> {
     let id = text.trim();
-    let is_plain = (1..=64).contains(&id.len()) && id.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-');
-    if is_plain { Ok(id.to_owned()) } else { Err(StateDirError::NoOwner { path: path.to_owned() }) }
+    if is_owner_id(id) { Ok(id.to_owned()) } else { Err(StateDirError::NoOwner { path: path.to_owned() }) }
 }
 
 /// 128 random bits.
@@ -174,13 +217,18 @@ fn random_hex() -> io::Result<String> {
 
 /// The folder of one runtime.
 #[derive(Clone, Debug)]
-pub(crate) struct RuntimeFolder {
+pub struct RuntimeFolder {
     path: PathBuf,
 }
 
 impl RuntimeFolder {
+    /// The one in a state dir, whether it exists or not.
+    pub fn new(state_dir: &Path, runtime_id: &str) -> Self {
+        Self { path: state_dir.join(runtime_id) }
+    }
+
     /// Where it is.
-    pub(crate) fn path(&self) -> &Path {
+    pub fn path(&self) -> &Path {
         &self.path
     }
 
@@ -203,7 +251,10 @@ impl RuntimeFolder {
     }
 
     /// Takes the lock, or says who has it (Invariant 6).
-    pub(crate) fn lock(&self) -> Result<Result<RuntimeLock, Option<u32>>, StateDirError> {
+    ///
+    /// # Errors
+    /// Where its file cannot be made or written.
+    pub fn lock(&self) -> Result<Result<RuntimeLock, Option<u32>>, StateDirError> {
         let path = self.path.join("lock");
         let doing = "locking the runtime";
         let mut file = OpenOptions::new()
@@ -216,8 +267,10 @@ impl RuntimeFolder {
             .map_err(fail(&path, doing))?;
         match file.try_lock_exclusive() {
             Ok(()) => {
-                file.set_len(0).map_err(fail(&path, doing))?;
-                file.write_all(std::process::id().to_string().as_bytes()).map_err(fail(&path, doing))?;
+                let holder = std::process::id().to_string();
+                file.write_all(holder.as_bytes()).map_err(fail(&path, doing))?;
+                // Not cut to nothing before: the disk would give the block back, and take it again, for each of thousands.
+                file.set_len(holder.len() as u64).map_err(fail(&path, doing))?;
                 Ok(Ok(RuntimeLock { _file: file }))
             }
             Err(error) if error.raw_os_error() == fs2::lock_contended_error().raw_os_error() => {
@@ -229,12 +282,26 @@ impl RuntimeFolder {
         }
     }
 
+    /// The process that drives the runtime, as far as the kernel tells. It is only looked: to try the lock would be to hold it.
+    pub(crate) fn driver(&self) -> Option<u32> {
+        use std::os::unix::fs::MetadataExt as _;
+        let inode = fs::metadata(self.path.join("lock")).ok()?.ino().to_string();
+        // `1: FLOCK  ADVISORY  WRITE 4711 fd:01:1234567 0 EOF`
+        let locks = fs::read_to_string("/proc/locks").ok()?;
+        let holder = |line: &str| -> Option<u32> {
+            let fields: Vec<&str> = line.split_ascii_whitespace().collect();
+            let is_it = fields.get(1) == Some(&"FLOCK") && fields.get(5)?.rsplit(':').next() == Some(inode.as_str());
+            if is_it { fields.get(4)?.parse().ok() } else { None }
+        };
+        locks.lines().find_map(holder)
+    }
+
     fn spec_path(&self) -> PathBuf {
         self.path.join("spec.json")
     }
 
     /// The spec that the runtime was last run with, its secrets redacted.
-    pub(crate) fn read_spec(&self) -> Option<RuntimeSpec> {
+    pub fn read_spec(&self) -> Option<RuntimeSpec> {
         serde_json::from_slice(&fs::read(self.spec_path()).ok()?).ok()
     }
 
@@ -249,25 +316,6 @@ impl RuntimeFolder {
         replace(&self.spec_path(), &text)
     }
 
-    fn cancel_path(&self) -> PathBuf {
-        self.path.join("cancel")
-    }
-
-    /// Asks whoever drives the runtime to end it.
-    pub(crate) fn request_cancel(&self) -> Result<(), StateDirError> {
-        replace(&self.cancel_path(), b"")
-    }
-
-    /// Whether somebody asked for its end.
-    pub(crate) fn cancel_requested(&self) -> bool {
-        self.cancel_path().exists()
-    }
-
-    /// Forgets an earlier request for its end.
-    pub(crate) fn clear_cancel(&self) {
-        let _ = fs::remove_file(self.cancel_path());
-    }
-
     /// The folder of an incarnation's outputs.
     pub(crate) fn incarnation(&self, incarnation: u32) -> PathBuf {
         self.path.join(incarnation.to_string())
@@ -276,7 +324,7 @@ impl RuntimeFolder {
 
 /// Held while a collector drives a runtime; the kernel lets it go however the collector ends.
 #[derive(Debug)]
-pub(crate) struct RuntimeLock {
+pub struct RuntimeLock {
     _file: File,
 }
 
@@ -324,7 +372,7 @@ pub(crate) fn temporary_beside(path: &Path) -> PathBuf {
 #[cfg(test)]
 mod tests {
     use std::os::unix::fs::PermissionsExt as _;
-    use std::process::{Command, Stdio};
+    use std::process::Stdio;
     use std::sync::Barrier;
     use std::time::Duration;
 
@@ -388,13 +436,13 @@ mod tests {
         let runtime = state.runtime("job-7");
         runtime.make().unwrap();
         runtime.write_spec(&spec()).unwrap();
-        runtime.request_cancel().unwrap();
+        state.request("job-7", Command::Cancel).unwrap();
         let _lock = runtime.lock().unwrap().unwrap();
         let mode = |path: &str| fs::metadata(folder.path().join(path)).unwrap().permissions().mode() & 0o777;
         for path in ["a", "a/b", "a/b/job-7"] {
             assert_eq!(mode(path), 0o700, "{path}");
         }
-        for path in ["a/b/id", "a/b/job-7/spec.json", "a/b/job-7/lock", "a/b/job-7/cancel"] {
+        for path in ["a/b/id", "a/b/job-7/spec.json", "a/b/job-7/lock", "a/b/.commands/job-7"] {
             assert_eq!(mode(path), 0o600, "{path}");
         }
     }
@@ -415,21 +463,33 @@ mod tests {
     }
 
     #[test]
-    fn a_wish_for_the_end_is_seen_until_it_is_forgotten() {
+    fn who_drives_a_runtime_is_seen_and_not_disturbed() {
         let folder = TempDir::new().unwrap();
         let runtime = StateDir::open(folder.path()).unwrap().runtime("job-7");
         runtime.make().unwrap();
-        runtime.clear_cancel();
-        assert!(!runtime.cancel_requested());
+        assert_eq!(runtime.driver(), None);
+        let lock = runtime.lock().unwrap().unwrap();
+        assert_eq!(runtime.driver(), Some(std::process::id()));
+        drop(lock);
+        assert_eq!(runtime.driver(), None);
+    }
+
+    #[test]
+    fn what_is_wanted_goes_only_further() {
+        let folder = TempDir::new().unwrap();
+        let state = StateDir::open(&folder.path().join("state")).unwrap();
+        assert_eq!(state.take_request("job-7"), None);
+        state.request("job-7", Command::Stop).unwrap();
+        state.request("job-7", Command::Cancel).unwrap();
+        assert_eq!(state.requests(), ["job-7"]);
+        assert_eq!(state.take_request("job-7"), Some(Command::Stop));
+        assert_eq!((state.take_request("job-7"), state.requests().len()), (None, 0));
         std::thread::scope(|scope| {
-            for _ in 0..8 {
-                scope.spawn(|| (0..50).for_each(|_| runtime.request_cancel().unwrap()));
+            for _ in 0..4 {
+                scope.spawn(|| (0..50).for_each(|_| state.request("job-7", Command::Destroy).unwrap()));
             }
         });
-        assert!(runtime.cancel_requested());
-        runtime.clear_cancel();
-        assert!(!runtime.cancel_requested());
-        assert_eq!(fs::read_dir(runtime.path()).unwrap().count(), 0, "nothing else is left there");
+        assert_eq!(state.take_request("job-7"), Some(Command::Destroy));
     }
 
     /// Invariant 6.
@@ -464,7 +524,7 @@ mod tests {
     fn the_lock_of_a_process_goes_with_it() {
         let folder = TempDir::new().unwrap();
         let runtime = RuntimeFolder { path: folder.path().to_owned() };
-        let mut child = Command::new(std::env::current_exe().unwrap())
+        let mut child = std::process::Command::new(std::env::current_exe().unwrap())
             .args(["--exact", "state_dir::tests::lock_child", "--nocapture"])
             .env(LOCK_FOLDER, folder.path())
             .stdin(Stdio::piped())

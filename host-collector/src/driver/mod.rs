@@ -1,394 +1,324 @@
-//! The one task that owns a runtime: it joins machine, session and journal with Incus, and decides nothing itself.
+//! The tokio shell around a runtime's [`Core`]: it performs effects in their order, waits for whatever comes first, and
+//! decides nothing.
 //!
 //! ```text
-//!                        ┌────────────── Action ──────────────┐
-//!   Incus's answers ─┐   │                                    ▼
-//!   bytes ─► session ┼─► Input ─► Machine            calls to Incus (ops), dial, archive
-//!   time, cancel ────┘                                        │
-//!                 session ─► journal ─► commit ─► ack, publish ┘
+//!   Core ──Effect──► Driver ──► Backend (Incus), Writer (journal), Live (stream), Sink (artifacts)
+//!    ▲                 │
+//!    └── what came ────┘
 //! ```
 //!
-//! What the guest said reaches the machine, the guest (as `ack`) and followers only after the journal has it durably
-//! (Invariants 1 and 2).
+//! What can fail here is the journal: then the driver ends with an error and destroys nothing, and the next one goes on
+//! from what is durable.
 //!
-//! Happy path: wake, take what came in, step the machine, perform its actions, start a commit if there is none, sleep. What
-//! can fail here: the journal, and then the driver ends with an error and destroys nothing; everything else is an input of
-//! the machine.
+//! [`Cloud`](crate::Cloud) drives runtimes on Incus this way; whoever has another [`Backend`] gives it to a driver itself.
+//! Thousands of drivers wait in one process: each is one task without a thread, a timer, and no descriptor but its lock.
 
-mod collecting;
-mod intake;
+mod backend;
+mod incus;
 mod link;
-mod perform;
-mod talk;
+mod sink;
 
-use std::collections::VecDeque;
-use std::fs::File;
 use std::sync::Arc;
 use std::time::Duration;
 
-use pika_cloud_common::RuntimeSpec;
-use pika_cloud_common::spec::OutputCollectionMode;
-use pika_cloud_common::wire::{Ack, HostMessage};
-use tokio::sync::watch;
+use pika_cloud_common::{Command, RuntimeSpec};
+use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
+use crate::clock::{HostClock, Now};
 use crate::error::Error;
-use crate::incus::{Client, InstanceView};
-use crate::journal::{HostRecord, Journal};
-use crate::logs::{Dirty, LogFiles};
-use crate::machine::{Action, CallFailure, Guest, Input, Machine, Phase, Plan, SessionLoss, Start};
-use crate::state_dir::RuntimeFolder;
-use crate::transport::Link;
-use collecting::Collecting;
-use intake::Intake;
+use crate::incus::Wakes;
+use crate::journal::{Records, View, Writer};
+use crate::machine::{Phase, SessionLoss};
+use crate::runtime::{Answer, CallId, Core, Effect, Stored};
 use link::Live;
-pub(crate) use perform::failure;
+use sink::Sink;
 
-/// How often it is looked whether another process asked for the runtime's end.
-const CANCEL_POLL: Duration = Duration::from_secs(1);
-
-/// While more than this waits for the disk, nothing is read from the guest.
-const MAX_PENDING_BYTES: usize = 8 * 1024 * 1024;
+pub use crate::state_dir::{RuntimeFolder, RuntimeLock};
+pub use backend::{Backend, Explain, Link};
+pub(crate) use incus::{IncusBackend, claim, failure};
 
 /// How long a deadline that has passed lets what comes in go first.
-const MAX_OVERDUE: Duration = Duration::from_millis(500);
-
-/// How long log bytes wait for more before they are synced.
-const GATHER: Duration = Duration::from_millis(50);
-
-/// The same for counts alone, where bytes and events are beyond their limits: what a flood costs stays small.
-const GATHER_COUNTS: Duration = Duration::from_secs(30);
+const MAX_OVERDUE: Duration = Duration::from_millis(300);
 
 /// How far a driver goes before it gives control back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Until {
+pub enum Until {
     /// The workload has been started, or the incarnation is over.
     Accepted,
-    /// Everything is done.
+    /// There is a verdict that no restart follows, and its instance is destroyed or kept.
+    Settled,
+    /// Nothing is left to do: what a policy keeps is not kept any longer.
     Done,
 }
 
 /// What a driver is made of.
-pub(crate) struct Parts {
-    pub(crate) client: Client,
-    pub(crate) spec: RuntimeSpec,
-    pub(crate) owner: String,
-    pub(crate) folder: RuntimeFolder,
-    pub(crate) journal: Journal,
+pub struct Parts<B> {
+    /// Calls and streams.
+    pub backend: B,
+    /// What it goes by, validated.
+    pub spec: Arc<RuntimeSpec>,
+    /// The id of the state dir, which its instance is marked with.
+    pub owner: Arc<str>,
+    /// Where its journal and its outputs are.
+    pub folder: RuntimeFolder,
+    /// Its journal, which holds the runtime's lock.
+    pub writer: Writer,
+    /// What that says. The current incarnation was begun in it.
+    pub records: Records,
+    /// The host's.
+    pub clock: Arc<HostClock>,
+    /// What people and programs want of it.
+    pub commands: mpsc::UnboundedReceiver<Command>,
+    /// Incus says that something happened to its instance.
+    pub wakes: Wakes,
+    /// Whether the spec is whole: of one that was read back from disk the secrets are missing.
+    pub is_whole: bool,
 }
 
-/// Drives one incarnation.
-pub(crate) struct Driver {
-    client: Client,
-    spec: RuntimeSpec,
-    owner: String,
+/// Drives one runtime.
+pub struct Driver<B> {
+    backend: B,
     folder: RuntimeFolder,
-    journal: Journal,
-    logs: LogFiles,
-    machine: Machine,
-    /// What the machine wants before anything came in.
-    first: Vec<Action>,
-    clock: Instant,
+    writer: Writer,
+    core: Core,
+    clock: Arc<HostClock>,
     live: Option<Live>,
-    intake: Intake,
-    collecting: Option<Collecting>,
+    /// Counts streams, so that the end of an earlier one is not taken for the present one's.
+    stream: u64,
+    sink: Sink,
     ops: JoinSet<Op>,
-    /// What the machine hears once the commit under way is durable.
-    in_commit: CommitBatch,
-    /// What it hears once the next one is.
-    next_commit: CommitBatch,
-    acked: Ack,
-    /// When what is gathered beside events is committed at the latest.
-    gather_until: Option<Duration>,
-    /// Log files that the next commit speaks of.
-    unsynced_logs: Vec<Arc<File>>,
+    commands: mpsc::UnboundedReceiver<Command>,
+    wakes: Wakes,
+    is_whole: bool,
     /// Since when a deadline that has passed lets others go first.
     overdue_since: Option<Duration>,
-    /// When it is looked next whether another process asked for the end.
-    next_poll: Duration,
-    /// Whether Incus is creating or starting the instance for us.
-    provisioning: bool,
-    /// Incus's own word for the instance, when it was last asked.
-    instance_status: Option<String>,
-    /// Whether the spec wants logs on the host.
-    keeps_logs: bool,
-    /// Why the instance could not be destroyed, where it could not.
-    left_behind: Option<String>,
 }
 
-/// What waits for one commit.
-#[derive(Default)]
-struct CommitBatch {
-    guest: VecDeque<Guest>,
-    send: Vec<HostMessage>,
-    ack: Option<Ack>,
-}
-
-impl CommitBatch {
-    /// What the guest repeats is heard once.
-    fn hear(&mut self, guest: Guest) {
-        if self.guest.back() != Some(&guest) {
-            self.guest.push_back(guest);
-        }
-    }
-
-    fn is_empty(&self) -> bool {
-        self.guest.is_empty() && self.send.is_empty()
-    }
-}
-
-/// What a call that ran beside the driver came to.
+/// What a task beside the driver came to.
 enum Op {
-    /// The instance, where there is one.
-    Looked(Result<Option<InstanceView>, CallFailure>),
-    /// Created, or started.
-    Provisioned(Input),
+    /// Incus answered.
+    Answered(CallId, Answer),
     /// A stream to the agent.
-    Dialled(Result<Box<Link>, SessionLoss>),
-    /// Why a session ended.
-    Lost(SessionLoss),
-    /// The instance is gone, or is not.
-    Destroyed(Result<(), CallFailure>),
+    Dialled(CallId, Result<Link, SessionLoss>),
+    /// Why a stream ended.
+    Ended(u64, SessionLoss),
+    /// Artifacts are stored.
+    Stored(Stored),
 }
 
 /// What woke the driver.
-enum Wake {
+enum Event {
     Op(Op),
     Read(std::io::Result<usize>),
-    Committed,
-    Cancel,
+    Committed(crate::journal::Commit),
+    Command(Command),
+    Woken,
     Time,
 }
 
-impl Driver {
+impl<B: Backend> Driver<B> {
     /// Takes a runtime over from its journal, whose current incarnation was begun.
-    pub(crate) fn new(parts: Parts) -> Result<Self, Error> {
-        let Parts { client, spec, owner, folder, journal } = parts;
-        let view = journal.view();
-        let start = Start::of(view, view.start_sent.as_ref().map(|sent| crate::clock::since(&sent.at)));
-        let (machine, first) = Machine::new(Plan::of(&spec), &start, Duration::ZERO);
-        let outputs = folder.incarnation(view.incarnation);
-        crate::state_dir::make_folder(&outputs)?;
-        crate::outputs::remove_stale(&outputs).map_err(|source| Error::Outputs { path: outputs.clone(), source })?;
-        let logs = LogFiles::open(&outputs.join("logs"), spec.limits.log_bytes, view)
-            .map_err(|source| Error::Outputs { path: outputs.join("logs"), source })?;
-        let intake = Intake::new(&spec);
-        let collection = &spec.policies.output_collection;
-        let keeps_logs = collection.include_logs && collection.mode != OutputCollectionMode::None;
+    ///
+    /// # Errors
+    /// Where its log files cannot be read or cut.
+    pub fn new(parts: Parts<B>) -> Result<Self, Error> {
+        let Parts { backend, spec, owner, folder, mut writer, mut records, clock, commands, wakes, is_whole } = parts;
+        let now = clock.now();
+        let short_logs = match writer.store() {
+            Some(store) => store.cut_logs(records.view())?,
+            None => std::collections::BTreeMap::new(),
+        };
+        records.boot(clock.boot_id(), now);
+        // Anything that differs between runtimes will do to spread their retries.
+        let random = u64::from(crc32fast::hash(spec.identity.runtime_id.as_bytes())) << 20 | 0x9E37;
+        let core = Core::open(spec, owner, records, &short_logs, random, now);
+        let sink = Sink::new(folder.clone());
         Ok(Self {
-            client,
-            spec,
-            owner,
+            backend,
             folder,
-            journal,
-            logs,
-            machine,
-            first,
-            clock: Instant::now(),
+            writer,
+            core,
+            clock,
             live: None,
-            intake,
-            collecting: None,
+            stream: 0,
+            sink,
             ops: JoinSet::new(),
-            in_commit: CommitBatch::default(),
-            next_commit: CommitBatch::default(),
-            acked: Ack { seq: 0, logs: std::collections::BTreeMap::new() },
-            gather_until: None,
-            unsynced_logs: Vec::new(),
+            commands,
+            wakes,
+            is_whole,
             overdue_since: None,
-            next_poll: CANCEL_POLL,
-            provisioning: false,
-            instance_status: None,
-            keeps_logs,
-            left_behind: None,
         })
     }
 
-    /// The journal, for what it says.
-    pub(crate) fn journal(&self) -> &Journal {
-        &self.journal
+    /// What the journal says.
+    pub fn view(&self) -> &View {
+        self.core.view()
     }
 
     /// Why the instance is still there, where it should not be.
-    pub(crate) fn left_behind(&self) -> Option<&str> {
-        self.left_behind.as_deref()
+    pub fn left_behind(&self) -> Option<&str> {
+        self.core.left_behind()
     }
 
-    /// Drives until `until` is reached. `cancel` turns true when the caller wants the end.
+    /// Drives until `until` is reached.
     ///
     /// # Errors
     /// Where the journal or an output on the host cannot be written: nothing is destroyed then, and the next start goes on.
-    pub(crate) async fn drive(&mut self, until: Until, mut cancel: watch::Receiver<bool>) -> Result<(), Error> {
-        let first = std::mem::take(&mut self.first);
-        self.perform(first).await?;
+    pub async fn drive(&mut self, until: Until) -> Result<(), Error> {
+        // What was recovered may be acted on once it is durable.
+        self.writer.settle().await?;
         loop {
-            self.settle().await?;
-            if self.has_reached(until) && !self.journal.is_committing() {
+            while let Some(effect) = self.core.next_effect() {
+                self.perform(effect).await?;
+            }
+            if self.has_reached(until) && self.core.is_settled() {
                 return Ok(());
             }
-            match self.wake(&mut cancel).await? {
-                Wake::Op(op) => self.op(op).await?,
-                Wake::Read(read) => self.read(read).await?,
-                Wake::Committed => self.committed().await?,
-                Wake::Cancel => self.step(Input::Cancel).await?,
-                Wake::Time => self.time().await?,
+            // The next incarnation would be started without its secrets.
+            if !self.is_whole && self.core.phase() == Phase::Resting && self.core.is_settled() {
+                return Err(Error::SpecNeeded { runtime_id: self.core.spec().identity.runtime_id.clone() });
             }
-        }
-    }
-
-    /// Makes the end the first thing: nothing is started any more.
-    pub(crate) fn cancel_first(&mut self) {
-        let ending = self.machine.step(Input::Cancel, self.now());
-        if !ending.is_empty() {
-            self.first = ending;
+            let event = self.wait().await?;
+            self.take(event);
         }
     }
 
     fn has_reached(&self, until: Until) -> bool {
+        let phase = self.core.phase();
+        let is_done = matches!(phase, Phase::Done | Phase::TakenOver);
         match until {
-            Until::Done => self.machine.phase() == Phase::Done,
-            Until::Accepted => self.journal.view().accepted || self.machine.phase() == Phase::Done,
+            Until::Done => is_done,
+            Until::Settled => is_done || phase == Phase::Kept,
+            Until::Accepted => is_done || phase == Phase::Kept || self.core.view().accepted_at.is_some(),
         }
     }
 
-    /// Monotonic time since this driver began.
-    fn now(&self) -> Duration {
-        self.clock.elapsed()
-    }
-
-    async fn step(&mut self, input: Input) -> Result<(), Error> {
-        let actions = self.machine.step(input, self.now());
-        self.perform(actions).await
+    async fn perform(&mut self, effect: Effect) -> Result<(), Error> {
+        match effect {
+            Effect::Call(id, call) => {
+                let call = self.backend.call(call);
+                self.ops.spawn(async move { Op::Answered(id, call.await) });
+            }
+            Effect::Dial { id, instance } => {
+                let dial = self.backend.dial(instance);
+                self.ops.spawn(async move { Op::Dialled(id, dial.await) });
+            }
+            Effect::HangUp => {
+                if let Some(live) = self.live.take() {
+                    tokio::spawn(live.hang_up());
+                }
+            }
+            Effect::Farewell => {
+                if let Some(live) = self.live.take() {
+                    // Rare, and large: no driver that waits has room for it.
+                    Box::pin(live.hang_up()).await;
+                }
+            }
+            Effect::Send(message) => {
+                if self.live.as_mut().is_some_and(|live| !live.send(&message)) {
+                    self.live = None;
+                    let loss = SessionLoss::Lost("the guest does not read what it is sent".to_owned());
+                    self.core.link_lost(loss, self.clock.now());
+                }
+            }
+            Effect::Commit(commit) => self.writer.start(commit)?,
+            Effect::BeginArtifacts { incarnation, limits } => self.sink.begin(incarnation, limits),
+            Effect::StoreArtifacts { within } => {
+                let stored = self.sink.store(within);
+                self.ops.spawn(async move { Op::Stored(stored.await) });
+            }
+            Effect::Derive { incarnation } => Box::pin(derive(self.folder.clone(), incarnation)).await?,
+        }
+        Ok(())
     }
 
     /// Waits for whatever comes first.
-    async fn wake(&mut self, cancel: &mut watch::Receiver<bool>) -> Result<Wake, Error> {
-        let deadline = self.next_deadline();
-        let may_read = self.journal.pending() < MAX_PENDING_BYTES;
-        let may_tick = !self.journal.is_committing();
+    async fn wait(&mut self) -> Result<Event, Error> {
+        let now = self.clock.now();
+        let deadline = self.core.next_tick();
         // Where time stood still for us, what came in meanwhile is heard before any deadline that has passed; and where so much
         // comes in that it never ends, the deadline has its turn all the same (Invariant 3).
-        if self.now() < deadline {
+        if deadline.is_none_or(|deadline| now.mono < deadline) {
             self.overdue_since = None;
-        } else if may_tick && self.now() >= *self.overdue_since.get_or_insert(self.clock.elapsed()) + MAX_OVERDUE {
+        } else if now.mono >= *self.overdue_since.get_or_insert(now.mono) + MAX_OVERDUE {
             self.overdue_since = None;
-            return Ok(Wake::Time);
+            return Ok(Event::Time);
         }
-        let Self { journal, live, ops, clock, .. } = self;
-        let wake = tokio::select! {
+        let sleep = deadline.map(|deadline| Instant::now() + deadline.saturating_sub(now.mono));
+        let Self { core, writer, live, ops, commands, wakes, .. } = self;
+        Ok(tokio::select! {
             biased;
-            committed = journal.committed() => { committed?; Wake::Committed }
+            committed = writer.committed() => Event::Committed(committed?),
             Some(op) = ops.join_next() => match op {
-                Ok(op) => Wake::Op(op),
+                Ok(op) => Event::Op(op),
                 // A panic in a call is a fault of ours; the runtime goes on from its journal at the next start.
                 Err(error) => return Err(Error::Panicked(error.to_string())),
             },
-            () = wished(cancel) => Wake::Cancel,
-            read = link::read(live.as_mut()), if may_read => Wake::Read(read),
-            () = tokio::time::sleep_until(*clock + deadline), if may_tick => Wake::Time,
-        };
-        // One wish for an end is enough; another look at the same value would only spin.
-        if matches!(wake, Wake::Cancel) {
-            *cancel = never();
-        }
-        Ok(wake)
+            Some(command) = commands.recv() => Event::Command(command),
+            () = wakes.next() => Event::Woken,
+            read = link::read(live.as_mut(), core) => Event::Read(read),
+            () = sleep_until(sleep) => Event::Time,
+        })
     }
 
-    fn next_deadline(&self) -> Duration {
-        let poll = self.next_poll;
-        let session = self.live.as_ref().map(|live| live.session.next_tick());
-        let collecting = self.collecting.as_ref().map(Collecting::next_tick);
-        let gather = self.gather_until.filter(|_| !self.journal.is_committing());
-        [self.machine.next_tick(), session, collecting, gather, Some(poll)].into_iter().flatten().min().unwrap_or(poll)
-    }
-
-    /// Time passed: whoever has a deadline looks at it.
-    async fn time(&mut self) -> Result<(), Error> {
-        let now = self.now();
-        if let Some(live) = &mut self.live {
-            match live.session.tick(now) {
-                Ok(Some(ping)) => self.send(&ping).await?,
-                Ok(None) => {}
-                Err(fault) => self.fault(fault).await?,
+    fn take(&mut self, event: Event) {
+        let now = self.clock.now();
+        match event {
+            Event::Op(op) => self.op(op, now),
+            Event::Read(Ok(n @ 1..)) => self.core.read(n, now, &mut self.sink),
+            Event::Read(Ok(_)) => self.ended_by_guest(),
+            Event::Read(Err(error)) => {
+                self.live = None;
+                self.core.link_lost(SessionLoss::Lost(error.to_string()), now);
             }
+            Event::Committed(commit) => self.core.committed(commit, now),
+            Event::Command(command) => self.core.command(command, now),
+            Event::Woken => self.core.woken(now),
+            Event::Time => self.core.tick(now),
         }
-        self.collecting_tick().await?;
-        self.next_poll = now + CANCEL_POLL;
-        if self.folder.cancel_requested() {
-            self.folder.clear_cancel();
-            self.step(Input::Cancel).await?;
-        }
-        self.step(Input::Tick).await
     }
 
-    /// Hands what was gathered to the disk, unless it is busy with the last. Where nothing has to be written, what waited
-    /// for a commit goes on at once.
-    async fn settle(&mut self) -> Result<(), Error> {
-        while !self.journal.is_committing() {
-            self.start_commit(false)?;
-            if self.journal.is_committing() || self.next_commit.is_empty() {
-                return Ok(());
+    fn op(&mut self, op: Op, now: Now) {
+        match op {
+            Op::Answered(id, answer) => self.core.answer(id, answer, now),
+            Op::Dialled(id, Ok(link)) => {
+                // One that nobody waits for any more is dropped again by the core's hang-up, or here.
+                if self.core.waits_for_dial(id) {
+                    self.stream += 1;
+                    self.live = Some(Live::new(link));
+                }
+                self.core.dialled(id, Ok(()), now);
             }
-            self.in_commit = std::mem::take(&mut self.next_commit);
-            self.committed().await?;
-        }
-        Ok(())
-    }
-
-    /// Starts a commit of what was gathered. Log bytes, and counts of what is left out, wait a little for more of their
-    /// kind unless `all` is wanted, so that a chatty guest costs neither a sync nor a record for every line.
-    fn start_commit(&mut self, all: bool) -> Result<(), Error> {
-        let gathering = self.logs.is_dirty() || self.intake.has_dropped();
-        let pause = if self.logs.is_full() || self.intake.has_dropped() { GATHER_COUNTS } else { GATHER };
-        let due = gathering.then(|| *self.gather_until.get_or_insert(self.clock.elapsed() + pause));
-        if due.is_some_and(|due| all || due <= self.now()) {
-            self.flush_gathered();
-        }
-        if self.journal.pending() > 0 {
-            self.in_commit = std::mem::take(&mut self.next_commit);
-            self.in_commit.ack =
-                self.journal.view().cursor.as_ref().map(|cursor| Ack { seq: cursor.seq, logs: cursor.logs.clone() });
-            self.journal.start_commit(std::mem::take(&mut self.unsynced_logs))?;
-        }
-        Ok(())
-    }
-
-    /// Writes down how far the logs are, and how many events were left out.
-    fn flush_gathered(&mut self) {
-        self.gather_until = None;
-        self.intake.flush(&mut self.journal);
-        if let Some(Dirty { marks, files }) = self.logs.take_dirty() {
-            self.journal.host(HostRecord::Logs { logs: marks });
-            self.unsynced_logs.extend(files);
+            Op::Dialled(id, Err(loss)) => self.core.dialled(id, Err(loss), now),
+            Op::Ended(stream, loss) if stream == self.stream => self.core.link_lost(loss, now),
+            Op::Ended(..) => {}
+            Op::Stored(stored) => self.core.stored(stored, now),
         }
     }
 
-    /// What was gathered is durable: the guest may forget it, and the machine may rest on it.
-    async fn committed(&mut self) -> Result<(), Error> {
-        let batch = std::mem::take(&mut self.in_commit);
-        if let Some(ack) = batch.ack.filter(|ack| *ack != self.acked) {
-            self.acked.clone_from(&ack);
-            self.send(&HostMessage::Ack(ack)).await?;
-        }
-        for message in batch.send {
-            self.send(&message).await?;
-        }
-        for guest in batch.guest {
-            self.step(Input::Guest(guest)).await?;
-        }
-        Ok(())
+    /// The guest's side ended without a word. Why is Incus's to say, and is asked beside everything else.
+    fn ended_by_guest(&mut self) {
+        let Some(live) = self.live.take() else { return };
+        let stream = self.stream;
+        self.ops.spawn(async move { Op::Ended(stream, live.ended().await) });
     }
 }
 
-/// Waits for the wish to end. Never ready where nobody can wish any more.
-async fn wished(cancel: &mut watch::Receiver<bool>) {
-    let nobody = cancel.wait_for(|wanted| *wanted).await.is_err();
-    if nobody {
-        std::future::pending::<()>().await;
+/// What is derived can be derived again, so that a failure here is told and stops nothing.
+async fn derive(folder: RuntimeFolder, incarnation: u32) -> Result<(), Error> {
+    let derive = move || crate::outputs::derive(folder.path(), &folder.incarnation(incarnation), incarnation);
+    let derived = tokio::task::spawn_blocking(derive).await.map_err(|error| Error::Panicked(error.to_string()))?;
+    if let Err(error) = derived {
+        tracing::warn!("what is derived from the journal is not written: {error}");
     }
+    Ok(())
 }
 
-/// A wish that never comes.
-pub(crate) fn never() -> watch::Receiver<bool> {
-    watch::channel(false).1
+async fn sleep_until(at: Option<Instant>) {
+    match at {
+        Some(at) => tokio::time::sleep_until(at).await,
+        None => std::future::pending().await,
+    }
 }

@@ -4,13 +4,14 @@ use std::os::unix::fs::{PermissionsExt as _, symlink};
 
 use pika_cloud_common::digest::Digest;
 use pika_cloud_common::verdict::Collection;
-use pika_cloud_common::{Event, EventHead, RunResult, State, Status, Timestamp};
+use pika_cloud_common::{Event, EventHead, RunResult, State, Status};
 use tempfile::TempDir;
 
 use super::*;
-use crate::journal::{Committer, Journal};
+use crate::clock::Now;
+use crate::journal::{DiskFs, Records, Store};
 
-const EVENT: &str = r#"{"schema_version":1,"seq":1,"timestamp":"2026-01-31T12:00:00Z","kind":"failed","message":"no","details":{"signal":9,"exit_code":137},"later":1e2}"#;
+const EVENT: &str = r#"{"schema_version":1,"seq":1,"timestamp":"2026-01-31T12:00:00Z","kind":"failed","message":"no","details":{"signal":9,"exit_code":137,"oom_kill":true,"full":["/run"]},"later":1e2}"#;
 
 fn spec() -> RuntimeSpec {
     let mut spec = RuntimeSpec::default();
@@ -31,10 +32,32 @@ fn result() -> HostRecord {
     HostRecord::Result { result: Box::new(RunResult::decode(text.as_bytes()).unwrap()) }
 }
 
-/// An incarnation that ran to its verdict, and the beginning of another.
-async fn journal(folder: &Path) -> Journal {
-    let mut journal = Journal::open(folder, "job-7", Committer::start().unwrap()).unwrap();
-    journal.begin("v1:aa".to_owned());
+/// A journal on the disk, as a driver writes it.
+struct Journal {
+    store: Store<DiskFs>,
+    records: Records,
+}
+
+impl Journal {
+    fn begin(&mut self, spec_hash: &str) {
+        self.records.begin(spec_hash.to_owned(), 0, Now::default());
+    }
+
+    fn host(&mut self, record: HostRecord) {
+        self.records.host(record, Now::default());
+    }
+
+    fn commit(&mut self) {
+        let commit = self.records.take_commit(true).unwrap();
+        self.store.commit(&commit).unwrap();
+    }
+}
+
+/// An incarnation that ran to its verdict.
+fn journal(folder: &Path) -> Journal {
+    let (store, view) = Store::open(DiskFs::new(folder), "job-7").unwrap();
+    let mut journal = Journal { records: Records::new(view, 1 << 20, store.filled()), store };
+    journal.begin("v1:aa");
     journal.host(HostRecord::Stream {
         stream_id: "s".to_owned(),
         boot_id: "b".to_owned(),
@@ -43,7 +66,7 @@ async fn journal(folder: &Path) -> Journal {
         digest: Digest::EMPTY_STREAM,
     });
     let head = EventHead::decode(EVENT.as_bytes()).unwrap();
-    journal.guest(&Timestamp::from_unix(1, 0), &head, EVENT.as_bytes(), Digest::of(b"x"));
+    journal.records.guest(Now::default(), &head, EVENT.as_bytes(), Digest::of(b"x"));
     journal.host(status("old"));
     journal.host(status("new"));
     journal.host(result());
@@ -52,10 +75,10 @@ async fn journal(folder: &Path) -> Journal {
     let (message, error) = ("it failed".to_owned(), Some("because".to_owned()));
     journal.host(HostRecord::Ended { outcome, message, error, instance_status: Some("Running".to_owned()) });
     journal.host(HostRecord::Collected { collection: Collection { complete: true, ..Collection::default() } });
-    let verdict = verdict(&spec(), journal.view());
+    let verdict = verdict(&spec(), journal.records.view());
     journal.host(HostRecord::Verdict { verdict: Box::new(verdict) });
-    journal.host(HostRecord::Finished { destroyed: true });
-    journal.commit().await.unwrap();
+    journal.host(HostRecord::Finished { destroyed: true, restart_in_ms: None });
+    journal.commit();
     journal
 }
 
@@ -65,31 +88,60 @@ fn read(path: &Path) -> String {
 
 // The verdict.
 
-#[tokio::test]
-async fn a_verdict_has_its_evidence() {
+#[test]
+fn a_verdict_has_its_evidence() {
     let folder = TempDir::new().unwrap();
-    let journal = journal(folder.path()).await;
-    let verdict = journal.view().verdict.clone().unwrap();
+    let journal = journal(folder.path());
+    let verdict = journal.records.view().verdict.clone().unwrap();
     assert_eq!((verdict.runtime_id.as_str(), verdict.incarnation), ("job-7", 1));
     assert_eq!((verdict.outcome, verdict.message.as_str()), (Outcome::Failed { exit_code: Some(137) }, "it failed"));
     let evidence = verdict.evidence;
     let last = evidence.last_event.unwrap();
     assert_eq!((last.seq, last.kind, last.message.as_str()), (1, State::Failed, "no"));
     assert_eq!((evidence.signal, evidence.error.as_deref()), (Some(9), Some("because")));
+    assert_eq!((evidence.oom_kill, evidence.full, evidence.restarts), (Some(true), vec!["/run".to_owned()], 0));
     assert_eq!((evidence.instance_status.as_deref(), evidence.bad_lines, evidence.gaps), (Some("Running"), 1, 0));
     assert!(evidence.collection.unwrap().complete);
 }
 
+/// Invariant 5: a guest's details are its own, and are taken only where they have the contract's form and size.
+#[test]
+fn evidence_from_a_hostile_guest_is_bounded() {
+    let said = |details: &str| Said::of(&serde_json::from_str(details).unwrap());
+    assert_eq!(
+        said(r#"{"signal":11,"oom_kill":false,"full":["/run","/"],"exit_code":139}"#),
+        Said { signal: Some(11), oom_kill: Some(false), full: vec!["/run".to_owned(), "/".to_owned()] }
+    );
+    for nothing in [
+        "{}",
+        "[]",
+        "7",
+        r#""full""#,
+        r#"{"signal":"9","oom_kill":"true","full":"/run"}"#,
+        r#"{"signal":0,"oom_kill":1,"full":{"/run":true}}"#,
+        r#"{"signal":-9,"oom_kill":null,"full":[1,null,["/run"],{},"","\u001b[2J"]}"#,
+        r#"{"signal":4294967305,"oom_kill":[true]}"#,
+        r#"{"signal":9.5}"#,
+    ] {
+        assert_eq!(said(nothing), Said::default(), "{nothing}");
+    }
+    let long = vec!["x".repeat(257); 100_000];
+    let short = (0..100_000).map(|n| format!("/{n}"));
+    let full = Value::from(long.into_iter().chain(["y".repeat(256)]).chain(short).collect::<Vec<_>>());
+    let taken = Said::of(&serde_json::json!({ "full": full })).full;
+    assert_eq!((taken.len(), taken[0].len(), taken[1].as_str(), taken[7].as_str()), (8, 256, "/0", "/6"));
+}
+
 // What is derived from a journal.
 
-#[tokio::test]
-async fn outputs_are_derived_from_the_journal() {
+#[test]
+fn outputs_are_derived_from_the_journal() {
     let folder = TempDir::new().unwrap();
-    let mut journal = journal(folder.path()).await;
-    let verdict = journal.view().verdict.clone().unwrap();
-    journal.begin("v1:bb".to_owned());
+    let mut journal = journal(folder.path());
+    let verdict = journal.records.view().verdict.clone().unwrap();
+    journal.begin("v1:bb");
     journal.host(status("of the next incarnation"));
-    journal.commit().await.unwrap();
+    journal.commit();
     let outputs = folder.path().join("1");
     for _ in 0..2 {
         derive(folder.path(), &outputs, 1).unwrap();
@@ -108,10 +160,10 @@ async fn outputs_are_derived_from_the_journal() {
 }
 
 /// A driver concludes while somebody asks for its outputs.
-#[tokio::test]
-async fn several_may_derive_at_once() {
+#[test]
+fn several_may_derive_at_once() {
     let folder = TempDir::new().unwrap();
-    drop(journal(folder.path()).await);
+    drop(journal(folder.path()));
     let outputs = folder.path().join("1");
     derive(folder.path(), &outputs, 1).unwrap();
     std::thread::scope(|scope| {
@@ -126,10 +178,10 @@ async fn several_may_derive_at_once() {
     assert_eq!(fs::read_dir(&outputs).unwrap().count(), 4);
 }
 
-#[tokio::test]
-async fn what_cannot_be_written_is_named() {
+#[test]
+fn what_cannot_be_written_is_named() {
     let folder = TempDir::new().unwrap();
-    drop(journal(folder.path()).await);
+    drop(journal(folder.path()));
     let blocked = folder.path().join("journal.jsonl/1");
     let error = derive(folder.path(), &blocked, 1).unwrap_err();
     assert!(error.to_string().starts_with(&format!("{}: ", blocked.display())), "{error}");
@@ -414,4 +466,30 @@ fn outputs_are_not_copied_into_themselves() {
     // Around them is fine.
     copy(&place.path("outputs"), place.folder.path()).unwrap();
     assert_eq!(read(&place.path("verdict.json")), "verdict 1");
+}
+
+/// A long life: the records that said it are in segments that were removed.
+#[test]
+fn documents_outlive_the_segments_that_said_them() {
+    let folder = TempDir::new().unwrap();
+    let (store, view) = Store::open(DiskFs::new(folder.path()), "job-7").unwrap();
+    let mut journal = Journal { records: Records::new(view, 1, store.filled()), store };
+    journal.begin("v1:aa");
+    journal.host(status("ready"));
+    journal.host(result());
+    journal.commit();
+    for _ in 0..40 {
+        journal.host(HostRecord::StartRefused { message: "x".repeat(8000) });
+        journal.commit();
+    }
+    let mut follower = Follower::new(folder.path(), None);
+    assert!(follower.try_next().unwrap().unwrap().0.n > 3, "they are there still");
+    let outputs = folder.path().join("1");
+    derive(folder.path(), &outputs, 1).unwrap();
+    assert!(read(&outputs.join("status.json")).contains("ready"));
+    assert!(read(&outputs.join("result.json")).contains("137"));
+    assert!(!outputs.join("verdict.json").exists());
+    // They are of that incarnation alone.
+    derive(folder.path(), &folder.path().join("2"), 2).unwrap();
+    assert!(!folder.path().join("2/status.json").exists());
 }

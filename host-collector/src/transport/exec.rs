@@ -9,13 +9,16 @@
 //! Losing the control websocket ends that one process only: the workload is detached from it and lives on. exec's own
 //! exit code is used to say why there is no session, and for nothing else; a verdict rests on the guest's files.
 
+use std::future::Future;
+use std::pin::Pin;
 use std::sync::{Arc, Mutex};
 
 use tokio::io::AsyncReadExt as _;
 use tokio::task::AbortHandle;
 
-use super::Link;
+use crate::driver::{Explain, Link};
 use crate::incus::{Client, Error, WebSocketHalf};
+use crate::machine::SessionLoss;
 
 /// The agent, looked up in the guest's `PATH`.
 const COMMAND: [&str; 2] = ["pika-guest", "stream"];
@@ -24,7 +27,7 @@ const COMMAND: [&str; 2] = ["pika-guest", "stream"];
 const STDERR_TAIL_BYTES: usize = 4096;
 
 /// Why a session over exec ended.
-pub(crate) struct Diagnosis {
+struct Diagnosis {
     client: Client,
     operation_id: String,
     stderr: Arc<Mutex<Vec<u8>>>,
@@ -36,7 +39,7 @@ pub(crate) struct Diagnosis {
 /// Starts the agent's stream in a running instance.
 ///
 /// # Errors
-/// Where Incus cannot run it; an agent that is missing shows only later, in [`Diagnosis::explain`].
+/// Where Incus cannot run it; an agent that is missing shows only later, in [`Explain::explain`].
 pub(crate) async fn dial_exec(client: &Client, project: &str, instance: &str) -> Result<Link, Error> {
     let operation = client.exec(project, instance, &COMMAND).await?;
     let open = async |fd: &str| {
@@ -52,7 +55,7 @@ pub(crate) async fn dial_exec(client: &Client, project: &str, instance: &str) ->
     let stderr_task = tokio::spawn(keep_tail(errors, Arc::clone(&stderr))).abort_handle();
     let diagnosis =
         Diagnosis { client: client.clone(), operation_id: operation.id, stderr, stderr_task, _control: control };
-    Ok(Link { reader: Box::new(output), writer: Box::new(input), diagnosis })
+    Ok(Link { reader: Box::new(output), writer: Box::new(input), diagnosis: Box::new(diagnosis) })
 }
 
 /// Reads to the end and keeps the last bytes, so that a chatty agent neither blocks nor grows the host.
@@ -66,35 +69,22 @@ async fn keep_tail(mut errors: WebSocketHalf, tail: Arc<Mutex<Vec<u8>>>) {
     }
 }
 
-impl Diagnosis {
-    /// Why the agent ended, after its stream did.
-    pub(crate) async fn explain(&self) -> AgentEnd {
-        let code = self.client.exec_exit_code(&self.operation_id).await;
-        let stderr = self.stderr.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        let stderr = String::from_utf8_lossy(&stderr).trim().to_owned();
-        match code {
-            // The shell's convention, which Incus follows: 127 not found, 126 not executable.
-            Some(code @ (126 | 127)) => AgentEnd::Missing { code },
-            code => AgentEnd::Ended { code, stderr },
-        }
+impl Explain for Diagnosis {
+    fn explain(&self) -> Pin<Box<dyn Future<Output = SessionLoss> + Send + '_>> {
+        Box::pin(async move {
+            let code = self.client.exec_exit_code(&self.operation_id).await;
+            let stderr = self.stderr.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+            let stderr = String::from_utf8_lossy(&stderr).trim().to_owned();
+            match code {
+                // The shell's convention, which Incus follows: 127 not found, 126 not executable.
+                Some(code @ (126 | 127)) => SessionLoss::NoAgent(format!(
+                    "exec of `pika-guest stream` ended with {code}: the image has no agent at a place in its PATH"
+                )),
+                Some(code) => SessionLoss::Lost(format!("the agent's stream ended with {code}: {stderr}")),
+                None => SessionLoss::Lost(format!("the agent's stream ended: {stderr}")),
+            }
+        })
     }
-}
-
-/// What became of the agent's process.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum AgentEnd {
-    /// It could not be run at all.
-    Missing {
-        /// 127 not found, 126 not executable.
-        code: i64,
-    },
-    /// It ran and ended.
-    Ended {
-        /// Its exit code, where Incus knows it.
-        code: Option<i64>,
-        /// The end of its standard error.
-        stderr: String,
-    },
 }
 
 impl Drop for Diagnosis {

@@ -80,11 +80,23 @@ pub(crate) enum Command {
         #[arg(long, value_name = "DIR")]
         output: PathBuf,
     },
+    /// End a runtime's workload, and bring its outputs here; its instance stays if its policy keeps it
+    Cancel {
+        /// The runtime's name
+        id: String,
+    },
+    /// End a runtime's workload, and an instance that is kept until it is stopped
+    Stop {
+        /// The runtime's name
+        id: String,
+    },
     /// End a runtime, whatever it is doing, and destroy its instance
     Destroy {
         /// The runtime's name
         id: String,
     },
+    /// Adopt, end or report what a dead collector left in Incus; adopted runtimes are driven to their end
+    Reconcile(Reconcile),
     /// Say what is missing on this host, and the command that mends it
     Doctor,
     /// Print the JSON Schema of a document, or the names of all
@@ -110,6 +122,23 @@ pub(crate) struct Run {
     /// Run a finished job anew; its earlier outputs are kept in the state dir
     #[arg(long)]
     pub(crate) again: bool,
+}
+
+/// What `reconcile` takes.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Reconcile {
+    /// Only say what would be done
+    #[arg(long)]
+    pub(crate) dry_run: bool,
+    /// Take this runtime over from another state dir's collector, which must be gone; may be repeated
+    #[arg(long, value_name = "RUNTIME_ID")]
+    pub(crate) take_over: Vec<String>,
+    /// Take everything over that expired
+    #[arg(long)]
+    pub(crate) take_over_expired: bool,
+    /// Delete volumes of this state dir that nothing uses and no runtime in it knows, with all that is on them
+    #[arg(long)]
+    pub(crate) delete_orphan_volumes: bool,
 }
 
 impl Args {

@@ -26,7 +26,9 @@ pub(crate) async fn inspect(cloud: &Cloud, id: &str, json: bool) -> Result<ExitC
         "last_seq": view.cursor.as_ref().map(|cursor| cursor.seq),
         "last_event": view.last_event(),
         "verdict": view.verdict,
-        "finished": view.finished,
+        "standing": standing(view),
+        "restarts": view.restarts,
+        "driven_by": found.driven_by,
         "outputs": found.outputs,
         "spec": found.spec,
     });
@@ -53,10 +55,15 @@ pub(crate) fn list(cloud: &Cloud, json: bool) -> Result<ExitCode, Failure> {
         print::line(&Value::Array(rows).to_string());
         return Ok(ExitCode::SUCCESS);
     }
-    print::line(&format!("{:<32} {:>3}  {:<13} {}", "RUNTIME", "INC", "STATE", "VERDICT"));
+    print::line(&format!("{:<32} {:>3}  {:<13} {:<10} {}", "RUNTIME", "INC", "STATE", "STANDING", "VERDICT"));
     for (id, view) in &runtimes {
         let verdict = view.verdict.as_ref().map_or("-", |verdict| verdict.outcome.name());
-        print::line(&format!("{id:<32} {:>3}  {:<13} {verdict}", view.incarnation, print::plain(&state(view))));
+        let (state, standing) = (state(view), standing(view));
+        print::line(&format!(
+            "{id:<32} {:>3}  {:<13} {standing:<10} {verdict}",
+            view.incarnation,
+            print::plain(&state)
+        ));
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -67,8 +74,19 @@ fn row(id: &str, view: &View) -> Value {
         "incarnation": view.incarnation,
         "state": state(view),
         "verdict": view.verdict.as_ref().map(|verdict| verdict.outcome.name()),
-        "finished": view.finished,
+        "standing": standing(view),
     })
+}
+
+/// Whether anything is still to come of it by itself.
+fn standing(view: &View) -> &'static str {
+    match view {
+        View { taken_over: Some(_), .. } => "taken_over",
+        View { finished: Some(finished), .. } if finished.restart_in_ms.is_some() => "restarting",
+        View { finished: Some(_), .. } => "finished",
+        View { kept: Some(_), .. } => "kept",
+        _ => "open",
+    }
 }
 
 fn state(view: &View) -> String {

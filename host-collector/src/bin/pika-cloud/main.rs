@@ -5,6 +5,7 @@ mod doctor;
 mod exit;
 mod inspect;
 mod print;
+mod reconcile;
 mod run;
 mod show;
 
@@ -61,11 +62,22 @@ async fn dispatch(args: Args) -> Result<ExitCode, Failure> {
             print::note(&format!("outputs of {id} are in {}", output.display()));
             Ok(ExitCode::SUCCESS)
         }
+        Command::Cancel { id } => {
+            connect()?.cancel(id).await?;
+            print::note(&format!("{id} is ended; `pika-cloud inspect {id}` tells how"));
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::Stop { id } => {
+            connect()?.stop(id).await?;
+            print::note(&format!("{id} is stopped; its journal and outputs stay in the state dir"));
+            Ok(ExitCode::SUCCESS)
+        }
         Command::Destroy { id } => {
             connect()?.destroy(id).await?;
             print::note(&format!("{id} is destroyed; its journal and outputs stay in the state dir"));
             Ok(ExitCode::SUCCESS)
         }
+        Command::Reconcile(options) => reconcile::reconcile(&connect()?, options, args.json).await,
         Command::Doctor => doctor::doctor(&args).await,
         Command::Schema { name } => inspect::schema(name.as_deref()),
         Command::Completions { shell } => {

@@ -6,6 +6,7 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use pika_cloud_common::RuntimeSpec;
+use pika_cloud_common::verdict::EXIT_CANCELLED;
 use pika_host_collector::{Cloud, Ensured, Error, Rerun};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
@@ -97,7 +98,7 @@ pub(crate) async fn run(cloud: &Cloud, args: &Run, json: bool) -> Result<ExitCod
                 }
                 Wish::Now => {
                     print::note(&format!("left {id} as it is: `pika-cloud destroy {id}` ends it"));
-                    return Ok(ExitCode::from(exit::INTERRUPTED));
+                    return Ok(ExitCode::from(EXIT_CANCELLED));
                 }
             },
         }
@@ -106,6 +107,10 @@ pub(crate) async fn run(cloud: &Cloud, args: &Run, json: bool) -> Result<ExitCod
         Ok(verdict) => verdict,
         Err(error) => {
             shown.abort();
+            // What was collected is here, whatever became of the instance.
+            if let (Some(output), Error::NotDestroyed { verdict: Some(_), .. }) = (&args.output, &error) {
+                cloud.collect(&id, output)?;
+            }
             return Err(error.into());
         }
     };
@@ -114,14 +119,14 @@ pub(crate) async fn run(cloud: &Cloud, args: &Run, json: bool) -> Result<ExitCod
     if let Some(output) = &args.output {
         cloud.collect(&id, output)?;
     }
-    Ok(ExitCode::from(exit::of_verdict(&verdict)))
+    Ok(ExitCode::from(verdict.exit_code()))
 }
 
 /// Shows the runtime that is about to be begun. One that is over already is shown by its verdict alone.
 async fn show_beside(cloud: Cloud, id: String, what: What, since: Instant, rerun: Rerun) -> Result<(), Failure> {
     let earlier = cloud.view(&id).ok();
     let incarnation = match earlier {
-        Some(view) if view.finished && rerun == Rerun::Answer => {
+        Some(view) if view.is_settled() && rerun == Rerun::Answer => {
             let incarnation = view.incarnation;
             match view.verdict {
                 _ if what == What::Json => {
@@ -135,7 +140,7 @@ async fn show_beside(cloud: Cloud, id: String, what: What, since: Instant, rerun
             }
             return Ok(());
         }
-        Some(view) if view.finished => view.incarnation + 1,
+        Some(view) if view.is_settled() => view.incarnation + 1,
         Some(view) => view.incarnation.max(1),
         None => 1,
     };
@@ -172,10 +177,10 @@ pub(crate) async fn watch(cloud: &Cloud, id: &str, json: bool) -> Result<ExitCod
     let incarnation = cloud.view(id)?.incarnation;
     let show = tokio::select! {
         show = follow(cloud, id, Follow { what, since: Instant::now(), incarnation, stay: true }) => show?,
-        _ = wishes.next() => return Ok(ExitCode::from(exit::INTERRUPTED)),
+        _ = wishes.next() => return Ok(ExitCode::from(EXIT_CANCELLED)),
     };
     match show.verdict() {
-        Some(verdict) => Ok(ExitCode::from(exit::of_verdict(verdict))),
+        Some(verdict) => Ok(ExitCode::from(verdict.exit_code())),
         None => Err(Error::Unknown { runtime_id: id.to_owned() }.into()),
     }
 }

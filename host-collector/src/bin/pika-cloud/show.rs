@@ -1,20 +1,15 @@
 //! Showing a runtime as it goes: its phases and its log, driven by its journal.
 
-use std::fs::File;
-use std::os::unix::fs::FileExt as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use pika_cloud_common::{Event, Verdict, paths};
-use pika_host_collector::Cloud;
 use pika_host_collector::journal::{Body, HostRecord, LogMark, Record};
+use pika_host_collector::{Cloud, LogReader};
 
 use crate::exit::Failure;
 use crate::print;
-
-/// Bytes of log that are printed at once.
-const LOG_CHUNK: usize = 64 * 1024;
 
 /// What of a runtime is shown.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -31,15 +26,14 @@ pub(crate) enum What {
 pub(crate) struct Show {
     what: What,
     since: Instant,
-    log: PathBuf,
-    shown: u64,
+    log: LogReader,
     finished: bool,
     verdict: Option<Verdict>,
 }
 
 impl Show {
     pub(crate) fn new(what: What, since: Instant, log: PathBuf) -> Self {
-        Self { what, since, log, shown: 0, finished: false, verdict: None }
+        Self { what, since, log: LogReader::new(log), finished: false, verdict: None }
     }
 
     /// Whether the incarnation is over.
@@ -74,8 +68,19 @@ impl Show {
                 self.phase(verdict.outcome.name(), &verdict_line(verdict));
                 self.verdict = Some((**verdict).clone());
             }
+            Body::Host(HostRecord::Kept { for_secs }) => {
+                self.phase("kept", &for_secs.map_or("until it is stopped".to_owned(), |secs| format!("for {secs} s")));
+                self.finished = true;
+            }
+            Body::Host(HostRecord::Finished { restart_in_ms: Some(ms), .. }) => {
+                self.phase("restarting", &format!("in {:.1} s", Duration::from_millis(*ms).as_secs_f64()));
+            }
             Body::Host(HostRecord::Finished { .. }) => self.finished = true,
-            Body::Host(_) | Body::Journal(_) => {}
+            Body::Host(HostRecord::TakenOver { owner, term }) => {
+                self.phase("taken over", &format!("by the collector {owner}, under term {term}"));
+                self.finished = true;
+            }
+            Body::Host(_) => {}
         }
     }
 
@@ -106,17 +111,11 @@ impl Show {
         if self.what == What::Json {
             return;
         }
-        let Ok(file) = File::open(&self.log) else { return };
-        let mut chunk = vec![0; LOG_CHUNK];
-        while self.shown < mark.host {
-            let want = usize::try_from(mark.host - self.shown).unwrap_or(LOG_CHUNK).min(LOG_CHUNK);
-            match file.read_at(&mut chunk[..want], self.shown) {
-                Ok(read @ 1..) => {
-                    print::log(&chunk[..read]);
-                    self.shown += read as u64;
-                }
-                _ => return,
+        while let Ok(piece) = self.log.read_up_to(mark.host) {
+            if piece.is_empty() {
+                return;
             }
+            print::log(&piece);
         }
     }
 }
@@ -181,7 +180,7 @@ pub(crate) struct Follow {
 
 /// Whether no later incarnation was begun.
 fn is_last(cloud: &Cloud, id: &str, incarnation: u32) -> bool {
-    cloud.view(id).is_ok_and(|view| view.incarnation == incarnation && view.finished)
+    cloud.view(id).is_ok_and(|view| view.incarnation == incarnation && view.is_settled())
 }
 
 /// `pika-cloud logs`.

@@ -1,0 +1,34 @@
+//! What drives instances and opens streams to their agents. Two users: Incus, and a benchmark that has ten thousand guests
+//! in another process.
+
+use std::future::Future;
+use std::pin::Pin;
+
+use tokio::io::{AsyncRead, AsyncWrite};
+
+use crate::machine::SessionLoss;
+use crate::runtime::{Answer, Call};
+
+/// A stream to an agent.
+pub struct Link {
+    /// From the guest.
+    pub reader: Box<dyn AsyncRead + Send + Unpin>,
+    /// To the guest.
+    pub writer: Box<dyn AsyncWrite + Send + Unpin>,
+    /// Tells why the agent ended. Dropping it hangs up.
+    pub diagnosis: Box<dyn Explain>,
+}
+
+/// Tells why an agent ended, where the transport knows.
+pub trait Explain: Send + Sync {
+    /// Asked after its stream ended.
+    fn explain(&self) -> Pin<Box<dyn Future<Output = SessionLoss> + Send + '_>>;
+}
+
+/// Performs calls of one runtime. A call runs to its end, whether or not anybody still waits for it.
+pub trait Backend: Clone + Send + Sync + 'static {
+    /// Performs a call, and tells what came of it.
+    fn call(&self, call: Call) -> impl Future<Output = Answer> + Send + 'static;
+    /// Opens a stream to the agent of an instance.
+    fn dial(&self, instance: String) -> impl Future<Output = Result<Link, SessionLoss>> + Send + 'static;
+}

@@ -1,0 +1,144 @@
+//! Calls of one runtime, performed on Incus.
+
+use std::collections::BTreeMap;
+use std::future::Future;
+use std::sync::Arc;
+
+use pika_cloud_common::RuntimeSpec;
+use pika_cloud_common::limits::PEER_TIMEOUT;
+
+use super::backend::{Backend, Link};
+use crate::clock::HostClock;
+use crate::incus::{Client, Error, InstanceView, Labels, Ownership, Patched, label, provision};
+use crate::machine::{CallFailure, SessionLoss};
+use crate::runtime::{Answer, Call, Claim, Seen};
+use crate::transport::dial_exec;
+
+/// How long a dial may take: Incus answers an exec and its websockets in milliseconds, or not at all.
+const DIAL_TIMEOUT: std::time::Duration = PEER_TIMEOUT;
+
+/// Incus, and the runtime that is driven on it.
+#[derive(Clone)]
+pub(crate) struct IncusBackend {
+    pub(crate) client: Client,
+    pub(crate) spec: Arc<RuntimeSpec>,
+    pub(crate) owner: Arc<str>,
+    pub(crate) clock: Arc<HostClock>,
+}
+
+impl Backend for IncusBackend {
+    fn call(&self, call: Call) -> impl Future<Output = Answer> + Send + 'static {
+        let this = self.clone();
+        async move {
+            let project = &this.spec.incus.project;
+            let done = |answer: Result<(), Error>| answer.map_err(|error| failure(&error));
+            match call {
+                Call::Look { instance, search } => Answer::Looked(this.look(&instance, search).await),
+                Call::Create { incarnation, term } => Answer::Created(done(this.create(incarnation, term).await)),
+                Call::Start { instance, incarnation } => Answer::Started(this.start(&instance, incarnation).await),
+                Call::Halt { instance } => Answer::Halted(this.halt(&instance).await),
+                Call::Destroy { instance, term } => {
+                    let runtime_id = &this.spec.identity.runtime_id;
+                    let ours = Claim { runtime_id: runtime_id.clone(), owner: this.owner.to_string(), term };
+                    Answer::Destroyed(crate::destroy::destroy(&this.client, project, &instance, &ours).await)
+                }
+            }
+        }
+    }
+
+    fn dial(&self, instance: String) -> impl Future<Output = Result<Link, SessionLoss>> + Send + 'static {
+        let this = self.clone();
+        async move {
+            let dial = dial_exec(&this.client, &this.spec.incus.project, &instance);
+            match tokio::time::timeout(DIAL_TIMEOUT, dial).await {
+                Ok(Ok(link)) => Ok(link),
+                Ok(Err(error)) => Err(SessionLoss::Lost(error.to_string())),
+                Err(_) => Err(SessionLoss::Lost("Incus did not open a session in time".to_owned())),
+            }
+        }
+    }
+}
+
+impl IncusBackend {
+    async fn look(&self, instance: &str, search: bool) -> Result<Option<Seen>, CallFailure> {
+        let project = &self.spec.incus.project;
+        let view = self.client.instance(project, instance).await.map_err(|error| failure(&error))?;
+        let is_ours =
+            |view: &InstanceView| claim(view).is_some_and(|claim| claim.runtime_id == self.spec.identity.runtime_id);
+        if search && view.as_ref().is_none_or(|view| !is_ours(view)) {
+            // A person may have given it another name.
+            let all = self.client.instances(project).await.map_err(|error| failure(&error))?;
+            // Ours before one that another collector took over (Invariant 6).
+            let owned = |view: &InstanceView| claim(view).is_some_and(|claim| claim.owner == *self.owner);
+            let renamed = all.into_iter().filter(is_ours).max_by_key(owned);
+            return Ok(renamed.or(view).map(seen));
+        }
+        Ok(view.map(seen))
+    }
+
+    /// Starts it for an incarnation, which its label names from before it runs: whoever takes it over goes on with that one.
+    async fn start(&self, instance: &str, incarnation: u32) -> Result<(), CallFailure> {
+        let project = &self.spec.incus.project;
+        let (labels, etag) = self.read_ours(instance).await?;
+        if labels.incarnation < incarnation {
+            let change = BTreeMap::from([(label("incarnation"), incarnation.to_string())]);
+            let patched = self.client.patch_instance(project, instance, &etag, &change).await;
+            if patched.map_err(|error| failure(&error))? == Patched::Raced {
+                let message = format!("the instance `{instance}` was changed while its label was");
+                return Err(CallFailure { transient: true, message });
+            }
+        }
+        self.client.start_instance(project, instance).await.map_err(|error| failure(&error))
+    }
+
+    async fn halt(&self, instance: &str) -> Result<(), CallFailure> {
+        self.read_ours(instance).await?;
+        let halted = self.client.stop_instance(&self.spec.incus.project, instance).await;
+        halted.map_err(|error| failure(&error))
+    }
+
+    /// Invariants 4 and 6: the labels of an instance, with its version, where it is this collector's. Incus ignores conditions
+    /// on state changes, so this is read right before each of them. What is not ours is a final failure, after which the
+    /// instance is looked at anew.
+    async fn read_ours(&self, instance: &str) -> Result<(Labels, String), CallFailure> {
+        let project = &self.spec.incus.project;
+        let read = self.client.instance_with_etag(project, instance).await.map_err(|error| failure(&error))?;
+        let not_ours = |now: &str| {
+            let message = format!("the instance `{instance}` in project `{project}` is left alone: {now}");
+            CallFailure { transient: false, message }
+        };
+        let Some((view, etag)) = read else { return Err(not_ours("it is gone")) };
+        match Labels::read(&view.config) {
+            Some(labels) if labels.runtime_id != self.spec.identity.runtime_id => {
+                Err(not_ours(&format!("it belongs to runtime `{}`", labels.runtime_id)))
+            }
+            Some(labels) if labels.owner != *self.owner => {
+                Err(not_ours(&format!("owner `{}` holds it with term {}", labels.owner, labels.term)))
+            }
+            Some(labels) => Ok((labels, etag)),
+            None => Err(not_ours("it has not all of pika-cloud's labels")),
+        }
+    }
+
+    async fn create(&self, incarnation: u32, term: u64) -> Result<(), Error> {
+        let ownership = Ownership { owner: self.owner.to_string(), term, incarnation };
+        provision(&self.client, &self.spec, &ownership, self.clock.now().wall).await
+    }
+}
+
+fn seen(view: InstanceView) -> Seen {
+    Seen { claim: claim(&view), state: view.state(), name: view.name, status: view.status }
+}
+
+/// Whose an instance is, by its labels.
+pub(crate) fn claim(view: &InstanceView) -> Option<Claim> {
+    let Labels { runtime_id, owner, term, .. } = Labels::read(&view.config)?;
+    Some(Claim { runtime_id, owner, term })
+}
+
+pub(crate) fn failure(error: &Error) -> CallFailure {
+    CallFailure { transient: error.is_transient(), message: error.to_string() }
+}
+
+#[cfg(test)]
+mod tests;
