@@ -11,24 +11,31 @@
 
 #![allow(clippy::missing_panics_doc, reason = "what a test stands on fails by panicking")]
 
+mod agent;
 mod chance;
+mod daemon;
 mod host;
 mod image;
 mod incus;
 mod journal;
 mod lab;
+mod lab_daemon;
 mod output;
 mod run;
+pub mod sim;
 mod spec;
 mod stage;
 mod wait;
 
+pub use agent::{DONE, ENDLESS, HELLO, archivist, entry, played_by};
 pub use chance::Chance;
-pub use host::{command_lines_with, count_in_files, files_below, processes, read_text};
+pub use daemon::Daemon;
+pub use host::{command_lines_with, count_in_files, files_below, monotonic, processes, read_text};
 pub use image::Image;
 pub use incus::Incus;
-pub use journal::Journal;
+pub use journal::{Journal, moment};
 pub use lab::{BARE_IMAGE, Lab};
+pub use lab_daemon::LabDaemon;
 pub use output::{Outputs, sha256};
 pub use run::{Finished, Line, Running};
 pub use rustix::process::Signal;
