@@ -2,6 +2,14 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use rustix::time::{ClockId, clock_gettime};
+
+/// The clock that the journal's `mono` is of.
+pub fn monotonic() -> Duration {
+    Duration::try_from(clock_gettime(ClockId::Monotonic)).expect("that clock counts up from 0")
+}
 
 /// A text file; panics with its name where it cannot be read.
 pub fn read_text(path: &Path) -> String {

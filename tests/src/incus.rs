@@ -2,6 +2,7 @@
 
 use std::io::{Read as _, Write as _};
 use std::os::unix::net::UnixStream;
+use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
 use serde_json::{Value, json};
@@ -15,22 +16,7 @@ pub struct Incus;
 impl Incus {
     /// The status code and the envelope that a call is answered with.
     pub fn call(self, method: &str, path: &str, body: Option<&Value>) -> (u16, Value) {
-        let body = body.map(Value::to_string).unwrap_or_default();
-        let mut socket = UnixStream::connect(&Lab::get().socket).expect("the private Incus answers");
-        let head = format!(
-            "{method} {path} HTTP/1.0\r\nHost: incus\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n",
-            body.len()
-        );
-        socket
-            .write_all(head.as_bytes())
-            .and_then(|()| socket.write_all(body.as_bytes()))
-            .expect("Incus takes a request");
-        let mut answer = Vec::new();
-        socket.read_to_end(&mut answer).expect("Incus answers");
-        let answer = String::from_utf8_lossy(&answer);
-        let code = answer.split(' ').nth(1).and_then(|code| code.parse().ok()).expect("HTTP's code");
-        let (_, body) = answer.split_once("\r\n\r\n").unwrap_or_default();
-        (code, serde_json::from_str(body).unwrap_or(Value::Null))
+        call(&Lab::get().socket, method, path, body)
     }
 
     /// What a path holds, or `None` where Incus says 404.
@@ -111,4 +97,21 @@ impl Incus {
         command.stdin(Stdio::null());
         command
     }
+}
+
+/// The status code and the envelope that the daemon behind a socket answers with.
+pub(crate) fn call(socket: &Path, method: &str, path: &str, body: Option<&Value>) -> (u16, Value) {
+    let body = body.map(Value::to_string).unwrap_or_default();
+    let mut socket = UnixStream::connect(socket).expect("the private Incus answers");
+    let head = format!(
+        "{method} {path} HTTP/1.0\r\nHost: incus\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n",
+        body.len()
+    );
+    socket.write_all(head.as_bytes()).and_then(|()| socket.write_all(body.as_bytes())).expect("Incus takes a request");
+    let mut answer = Vec::new();
+    socket.read_to_end(&mut answer).expect("Incus answers");
+    let answer = String::from_utf8_lossy(&answer);
+    let code = answer.split(' ').nth(1).and_then(|code| code.parse().ok()).expect("HTTP's code");
+    let (_, body) = answer.split_once("\r\n\r\n").unwrap_or_default();
+    (code, serde_json::from_str(body).unwrap_or(Value::Null))
 }

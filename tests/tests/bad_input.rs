@@ -31,15 +31,15 @@ fn every_field_that_is_wrong_is_named_at_once() {
         "incus": { "project": "", "profile": "a\u{7}b", "image_alias": "", "instance_type": "virtual_machine", "target": "m2", "extra_profiles": [""] },
         "resources": { "vcpu_count": 0, "memory_mib": 1, "root_disk_gib": 0 },
         "mounts": [
-            { "kind": "persistent_volume", "guest_path": "/run/x", "source": "relative", "mode": "read_write", "required": false },
+            { "kind": "persistent_volume", "guest_path": "/run/x", "source": "a/b/c", "mode": "read_write", "required": false },
             { "kind": "read_only_snapshot", "guest_path": "/a/../b", "source": "/srv", "mode": "read_write" },
             { "kind": "floppy", "guest_path": "/c", "source": "/srv" }
         ],
         "paths": { "state_dir": "/elsewhere" },
-        "policies": { "restart_policy": "always", "retention_policy": "debug_keep", "output_collection": { "artifact_globs": ["/etc/*", "../*"] } },
+        "policies": { "restart_policy": "sometimes", "max_restarts": 0, "restart_backoff_secs": 9, "restart_backoff_cap_secs": 8, "retention_policy": "debug_keep", "debug_keep_secs": 0, "output_collection": { "artifact_globs": ["/etc/*", "../*"] } },
         "entry_command": " ",
         "bootstrap": { "env": { "1A": "x", "PIKA_CLOUD_DIR": "/x" }, "cwd": "here", "user": "joe", "files": { "a": 1 }, "secrets": { "b": 2 } },
-        "watchdogs": { "boot_secs": 0, "silence_secs": 1, "run_secs": 0, "ready_secs": 1, "progress_secs": 1, "progress_cap_secs": 1, "collect_secs": "soon" },
+        "watchdogs": { "boot_secs": 0, "silence_secs": 1, "run_secs": 0, "ready_secs": 0, "progress_secs": 9, "progress_cap_secs": 8, "collect_secs": "soon" },
         "limits": { "artifact_files": 1_000_000_000, "event_bytes": 1 },
         "devices": [1],
         "labels": { "a b": "c" },
@@ -60,7 +60,6 @@ fn every_field_that_is_wrong_is_named_at_once() {
         "resources.vcpu_count",
         "resources.memory_mib",
         "resources.root_disk_gib",
-        "mounts[0].kind",
         "mounts[0].guest_path",
         "mounts[0].source",
         "mounts[0].required",
@@ -69,7 +68,9 @@ fn every_field_that_is_wrong_is_named_at_once() {
         "mounts[2].kind",
         "paths.state_dir",
         "policies.restart_policy",
-        "policies.retention_policy",
+        "policies.max_restarts",
+        "policies.restart_backoff_cap_secs",
+        "policies.debug_keep_secs",
         "policies.output_collection.artifact_globs[0]",
         "policies.output_collection.artifact_globs[1]",
         "entry_command",
@@ -83,7 +84,6 @@ fn every_field_that_is_wrong_is_named_at_once() {
         "watchdogs.silence_secs",
         "watchdogs.run_secs",
         "watchdogs.ready_secs",
-        "watchdogs.progress_secs",
         "watchdogs.progress_cap_secs",
         "watchdogs.collect_secs",
         "limits.artifact_files",
@@ -255,7 +255,7 @@ fn a_state_dir_that_fills_up_under_a_run_is_told_and_gone_on_from() {
     stage.wait_ready(&spec);
     stage.open_gate(&spec);
     let done = running.finish().expect(125);
-    done.saying(&["No space left", "full"]);
+    done.saying(&["No space left", "free some space"]);
     assert!(stage.has_instance(&spec), "what is not on the host is not destroyed");
     let grown = Command::new("mount").args(["-o", "remount,size=256m"]).arg(stage.state()).status().unwrap();
     assert!(grown.success());

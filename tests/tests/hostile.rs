@@ -7,11 +7,9 @@
     reason = "a test fails by panicking, and reads better than it runs fast"
 )]
 
-use std::os::unix::fs::PermissionsExt;
-use std::path::PathBuf;
 use std::time::Duration;
 
-use pika_cloud_tests::{Finished, Running, Spec, Stage, files_below};
+use pika_cloud_tests::{DONE, Finished, HELLO, Running, Spec, Stage, archivist, entry, files_below, played_by};
 use serde_json::{Value, json};
 
 /// What `pika-cloud` may hold at once, built without optimisation (Invariant 5).
@@ -350,19 +348,11 @@ fn a_guest_that_kills_its_own_side_died() {
     }
 }
 
-/// A spec whose agent is `script`, found before the image's own.
-fn with_agent(stage: &Stage, name: &str, script: &str) -> Spec {
-    let folder: PathBuf = stage.more(name);
-    std::fs::create_dir(&folder).unwrap();
-    let program = folder.join("pika-guest");
-    std::fs::write(&program, format!("#!/bin/sh\n{script}\n")).unwrap();
-    std::fs::set_permissions(&program, PermissionsExt::from_mode(0o755)).unwrap();
-    let mounts = json!([{ "kind": "read_only_snapshot", "guest_path": "/usr/local/sbin", "source": folder }]);
-    let spec = stage.spec("echo never run").with("mounts", mounts).with("watchdogs.collect_secs", 3);
+/// A spec whose agent is `script`, and who is impatient with it.
+fn with_agent(stage: &Stage, script: &str) -> Spec {
+    let spec = played_by(stage, stage.spec("echo never run"), script).with("watchdogs.collect_secs", 3);
     spec.with("watchdogs.boot_secs", 4).with("watchdogs.run_secs", 3).with("watchdogs.stop_grace_secs", 0)
 }
-
-const HELLO: &str = r#"read -r hello; echo '{"hello":{"protocol":1,"agent":"0.1.0","schema_version":1,"stream_id":"evil","boot_id":"b","first_seq":1,"last_seq":1}}'"#;
 
 #[test]
 fn agents_that_speak_garbage_end_their_runtime() {
@@ -403,7 +393,7 @@ fn agents_that_speak_garbage_end_their_runtime() {
         ("notices", after_hello(r#"yes '{"notice":{"what":"started","request_id":"other"}}'"#)),
         ("unknown", after_hello(r#"yes '{"surprise":{"a":1}}'"#)),
     ];
-    let specs: Vec<Spec> = agents.iter().map(|(name, script)| with_agent(&stage, name, script)).collect();
+    let specs: Vec<Spec> = agents.iter().map(|(_, script)| with_agent(&stage, script)).collect();
     for (chunk, agents) in specs.chunks(8).zip(agents.chunks(8)) {
         for ((code, verdict), (name, _)) in run_all(&stage, chunk).into_iter().zip(agents) {
             let ended = verdict["verdict"].as_str().unwrap_or_default();
@@ -416,33 +406,6 @@ fn agents_that_speak_garbage_end_their_runtime() {
     }
     assert!(!std::path::Path::new("/tmp/pika-evil").exists());
 }
-
-/// An agent that runs nothing, says that all is well, and sends `entries` for an archive.
-fn archivist(entries: &str) -> String {
-    format!(
-        r#"{HELLO}
-        while read -r line; do case "$line" in
-            *'"start"'*)
-                id=${{line#*'"request_id":"'}}; id=${{id%%'"'*}}
-                echo "{{\"notice\":{{\"what\":\"started\",\"request_id\":\"$id\"}}}}"
-                echo '{{"event":{{"schema_version":1,"seq":1,"timestamp":"2026-01-01T00:00:00Z","kind":"completed","message":"lies"}}}}' ;;
-            *'"archive"'*)
-                {entries}
-                ;;
-        esac; done"#
-    )
-}
-
-/// An archive's entry and its end, as printf takes it.
-fn entry(path: &str, text: &str) -> String {
-    let digest = pika_cloud_tests::sha256(text.as_bytes());
-    let len = text.len();
-    format!(
-        "printf '%s\\n%s' '{{\"entry\":{{\"path\":\"{path}\",\"mode\":511,\"size\":{len},\"offset\":0,\"len\":{len},\"digest\":\"{digest}\"}}}}' '{text}'\n"
-    )
-}
-
-const DONE: &str = r#"echo '{"notice":{"what":"archive_done","files":1,"bytes":4,"skipped":0,"truncated":false}}'"#;
 
 #[test]
 fn archives_that_reach_out_of_their_folder_get_nowhere() {
@@ -474,7 +437,7 @@ fn archives_that_reach_out_of_their_folder_get_nowhere() {
     ];
     let specs: Vec<Spec> = agents
         .iter()
-        .map(|(name, entries)| with_agent(&stage, name, &archivist(entries)).with("limits.artifact_files", 500))
+        .map(|(_, entries)| with_agent(&stage, &archivist(entries)).with("limits.artifact_files", 500))
         .collect();
     for (chunk, agents) in specs.chunks(8).zip(agents.chunks(8)) {
         for (((code, verdict), spec), (name, _)) in run_all(&stage, chunk).into_iter().zip(chunk).zip(agents) {

@@ -67,6 +67,13 @@ pub(crate) fn cloud(profile: Profile) -> Result<PathBuf> {
     Ok(place::target().join(folder).join("pika-cloud"))
 }
 
+/// Builds the simulator, for many seeds a second.
+pub(crate) fn simulator() -> Result<PathBuf> {
+    say::step("Build the simulator");
+    run::shown(&mut cargo(&["build", "--release", "--package", "pika-cloud-tests", "--bin", "sim"]))?;
+    Ok(place::target().join("release").join("sim"))
+}
+
 /// An empty `main`, built like the agent: the floor for what one verb may take.
 pub(crate) fn empty_program() -> Result<PathBuf> {
     say::step("Build the empty program to compare with");

@@ -40,7 +40,10 @@ Commands that need a real Incus (as root; each starts a private daemon and takes
                          it. --bare: without building pika-guest, only the image that has no agent
   ci                     What a change must pass: format, clippy, docs, the agent's size, then `test`
 
-Command that needs nothing:
+Commands that need nothing:
+  sim [--seeds N] [--seed S]
+                         Simulate runtimes under faults and check every invariant of the design; a seed that
+                         fails is printed, and --seed shows it step by step (sim --help has more)
   agent                  Build the static pika-guest, check its size and that it is static
 
 On Debian 12 or 13 Incus is installed by apt if there is none; this may add the suite bookworm-backports,
@@ -84,6 +87,7 @@ fn dispatch(args: &[String]) -> Result<()> {
         ["incus"] => tasks::developer_incus(true),
         ["incus", "--bare"] => tasks::developer_incus(false),
         ["ci"] => tasks::ci(),
+        ["sim", ref rest @ ..] => tasks::simulate(rest),
         ["agent"] => cargo::checked_agent().map(drop),
         [command, ..] => Err(Failure::usage(format!(
             "`cargo xtask {}` is no command that is known here ({command}); `cargo xtask --help` lists them",

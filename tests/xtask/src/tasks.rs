@@ -141,13 +141,22 @@ pub(crate) fn test(args: &TestArgs) -> Result<()> {
         unit.args(&args.passed_on);
         run::shown(&mut ready.command(unit))?;
     }
+    let simulator = cargo::simulator()?;
     say::step("Run the end-to-end tests");
     // `--tests` leaves out the documentation's, of which that package has none, so that what is read last counts.
     let mut end_to_end = cargo(&["test", "--package", "pika-cloud-tests", "--tests", "--no-fail-fast"]);
+    end_to_end.env("PIKA_TEST_SIM", &simulator);
     end_to_end.args(&args.filter).arg("--").args(&args.passed_on);
     run::shown(&mut ready.command(end_to_end))?;
     ready.kept.end_silently();
     Ok(())
+}
+
+/// Simulates runtimes under faults; what follows is the simulator's own.
+pub(crate) fn simulate(args: &[&str]) -> Result<()> {
+    let mut simulator = Command::new(cargo::simulator()?);
+    simulator.current_dir(place::root()).args(args);
+    run::shown(&mut simulator)
 }
 
 /// Measures against the promised limits.
