@@ -5,6 +5,7 @@
 //!        ──► size        the agent's size
 //!        ──► latency     appended in a guest ──► in a consumer's hands, against the bare websocket's round trip
 //!        ──► throughput  a guest's file ──► durable in the journal, against what else moves lines
+//!        ──► many        10,000 runtimes in one collector: memory, time, a burst of events, a restart
 //!        ──► overhead    `pika-cloud run`, against the bare calls to Incus
 //! ```
 //!
@@ -14,6 +15,7 @@
 mod figure;
 mod incus;
 mod latency;
+mod many;
 mod overhead;
 mod peers;
 mod setting;
@@ -22,6 +24,7 @@ mod stats;
 mod throughput;
 mod verb;
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::Context as _;
@@ -52,6 +55,14 @@ struct Args {
     #[arg(long)]
     json: bool,
 
+    /// Be the collector that is measured: drive the runtimes of this state dir, with the guests on standard input
+    #[arg(long, hide = true, requires = "runtimes")]
+    collector: Option<PathBuf>,
+
+    /// How many
+    #[arg(long, hide = true)]
+    runtimes: Option<usize>,
+
     /// Measure these only
     #[arg(value_enum)]
     only: Vec<Group>,
@@ -68,6 +79,8 @@ enum Group {
     Latency,
     /// From a guest's file to the journal
     Throughput,
+    /// 10,000 runtimes in one collector
+    Many,
     /// `pika-cloud run` over the bare calls
     Overhead,
 }
@@ -79,6 +92,7 @@ impl Group {
             Self::Size => "size",
             Self::Latency => "latency",
             Self::Throughput => "throughput",
+            Self::Many => "many",
             Self::Overhead => "overhead",
         }
     }
@@ -89,6 +103,7 @@ impl Group {
             Self::Size => size::measure(setting),
             Self::Latency => latency::measure(setting).await,
             Self::Throughput => throughput::measure(setting).await,
+            Self::Many => many::measure(setting).await,
             Self::Overhead => overhead::measure(setting).await,
         }
     }
@@ -102,6 +117,9 @@ fn main() -> ExitCode {
             return if error.use_stderr() { ExitCode::from(64) } else { ExitCode::SUCCESS };
         }
     };
+    if let (Some(state), Some(runtimes)) = (&args.collector, args.runtimes) {
+        return done(many::run_collector(state, runtimes).map(|()| true));
+    }
     // As `pika-cloud` has it.
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
     let measured = runtime.context("no threads can be had").and_then(|runtime| {
@@ -109,6 +127,10 @@ fn main() -> ExitCode {
         runtime.shutdown_background();
         measured
     });
+    done(measured)
+}
+
+fn done(measured: anyhow::Result<bool>) -> ExitCode {
     match measured {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,

@@ -1,16 +1,15 @@
 //! From a guest's file to the host's journal, durably, over a local stream.
 //!
 //! ```text
-//!   events.jsonl (memory) ─► `pika-guest stream` ═ pipes ═► session ─► journal ─ fdatasync ─► disk
+//!   events.jsonl (memory) ─► `pika-guest stream` ═ pipes ═► runtime ─► journal ─ fdatasync ─► disk
 //!                                  ▲                          │
 //!                                  └────────── ack ───────────┘
 //! ```
 //!
-//! The agent is the real process; session, journal and committer are the library's own. What joins them here is what the
-//! library's driver does between two waits: read while less than 8 MiB wait for the disk, take all that came, hand it to the
-//! committer, acknowledge what became durable. It leaves out what a driver does beside events: its state machine, logs,
-//! status documents, followers. Time runs from before the agent is started until the last event is durable and its
-//! acknowledgement sent.
+//! The agent is the real process; the runtime with its machine, session and records is the library's own
+//! [`Core`], and so are journal and committer. What is made here is the shell around it,
+//! which says that the instance runs, and leaves out one message: the workload's start, since its stream is there already.
+//! Time runs from before the agent is started until the last event is durable and its acknowledgement sent.
 //!
 //! | figure | what |
 //! |---|---|
@@ -19,17 +18,20 @@
 //!
 //! All take turns, each writes to the same disk; medians are compared.
 
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, ensure};
-use pika_cloud_common::Timestamp;
-use pika_cloud_common::digest::Digest;
-use pika_cloud_common::wire::{Ack, HostMessage, Role};
-use pika_host_collector::journal::{Committer, HostRecord, Journal};
-use pika_host_collector::session::{Received, Session};
+use anyhow::{Context as _, bail, ensure};
+use pika_cloud_common::RuntimeSpec;
+use pika_cloud_common::wire::{Ack, Entry, HostMessage};
+use pika_host_collector::clock::HostClock;
+use pika_host_collector::incus::InstanceState;
+use pika_host_collector::journal::{Committer, HostRecord, Records, Writer};
+use pika_host_collector::runtime::{Answer, Call, Claim, Core, Effect, Outputs, Seen};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::unix::pipe;
 
@@ -43,8 +45,8 @@ pub(crate) const EVENTS: u32 = 1_000_000;
 /// An event's line, without its newline.
 const EVENT_BYTES: usize = 217;
 const ROUNDS: usize = 5;
-/// The driver's own bound on what waits for the disk.
-const MAX_PENDING_BYTES: usize = 8 * 1024 * 1024;
+/// Whose the runtime is.
+const OWNER: &str = "bench";
 
 pub(crate) async fn measure(setting: &Setting) -> anyhow::Result<Vec<Figure>> {
     progress(&format!(
@@ -113,120 +115,138 @@ fn guest_folder(setting: &Setting, source: &Path) -> anyhow::Result<PathBuf> {
 async fn to_journal(setting: &Setting, source: &Path) -> anyhow::Result<Duration> {
     let root = guest_folder(setting, source)?;
     let state = tempfile::tempdir_in(setting.disk())?;
-    let mut journal = Journal::open(state.path(), "bench", Committer::start()?)?;
-    journal.begin("v1:bench".to_owned());
-    journal.commit().await?;
+    let host = Host::begin(setting, state.path()).await?;
     let began = Instant::now();
-    let mut host = Host::dial(&setting.agent, &root, journal).await?;
-    host.receive_all().await?;
-    let took = began.elapsed();
-    host.end()?;
-    Ok(took)
+    host.follow(&setting.agent, &root).await?;
+    Ok(began.elapsed())
 }
 
-/// The host's side of one session, as the driver has it.
+/// What the library's driver holds, without Incus.
 struct Host {
-    agent: Child,
+    core: Core,
+    writer: Writer,
+    clock: HostClock,
+}
+
+/// The agent, and both ends of its stream.
+struct Agent {
+    process: Child,
     reader: pipe::Receiver,
     writer: pipe::Sender,
-    session: Session,
-    journal: Journal,
-    began: Instant,
-    /// What the commit under way makes durable.
-    in_commit: Option<Ack>,
-    acked: u64,
+}
+
+/// No artifacts are asked for.
+struct NoOutputs;
+
+impl Outputs for NoOutputs {
+    fn entry(&mut self, _: &Entry) {}
+    fn bytes(&mut self, _: &[u8]) {}
 }
 
 impl Host {
-    async fn dial(agent: &Path, root: &Path, journal: Journal) -> anyhow::Result<Self> {
-        let mut command = Command::new(agent);
+    /// A runtime whose instance was started, as its journal says.
+    async fn begin(setting: &Setting, folder: &Path) -> anyhow::Result<Self> {
+        let spec = RuntimeSpec::from_json(&setting.spec("throughput", "exec true").to_string())?;
+        let clock = HostClock::open()?;
+        let now = clock.now();
+        let (mut writer, view) = Writer::open(folder, &spec.identity.runtime_id, Committer::start()?)?;
+        let mut records = Records::new(view, spec.limits.event_bytes, 0);
+        records.boot(clock.boot_id(), now);
+        records.begin("v1:bench".to_owned(), 0, now);
+        records.host(HostRecord::InstanceStarting {}, now);
+        let commit = records.take_commit(false).context("nothing was begun")?;
+        records.recycle(writer.commit(commit).await?);
+        let core = Core::open(Arc::new(spec), OWNER.into(), records, &BTreeMap::new(), 1, now);
+        Ok(Self { core, writer, clock })
+    }
+
+    /// Performs what the core asks for, and waits, as the library's driver does.
+    async fn follow(mut self, program: &Path, root: &Path) -> anyhow::Result<()> {
+        let mut agent = None;
+        loop {
+            while let Some(effect) = self.core.next_effect() {
+                if self.perform(effect, &mut agent, (program, root)).await? {
+                    return agent.map_or(Ok(()), Agent::end);
+                }
+            }
+            self.wait(agent.as_mut()).await?;
+        }
+    }
+
+    /// Says whether the last event was acknowledged.
+    async fn perform(
+        &mut self,
+        effect: Effect,
+        agent: &mut Option<Agent>,
+        (program, root): (&Path, &Path),
+    ) -> anyhow::Result<bool> {
+        match effect {
+            Effect::Call(id, Call::Look { instance, .. }) => {
+                let runtime_id = self.core.spec().identity.runtime_id.clone();
+                let claim = Some(Claim { runtime_id, owner: OWNER.to_owned(), term: 1 });
+                let seen = Seen { name: instance, status: "Running".to_owned(), state: InstanceState::Running, claim };
+                self.core.answer(id, Answer::Looked(Ok(Some(seen))), self.clock.now());
+            }
+            Effect::Dial { id, .. } => {
+                *agent = Some(Agent::start(program, root)?);
+                self.core.dialled(id, Ok(()), self.clock.now());
+            }
+            // The stream is there already; nothing is to run.
+            Effect::Send(HostMessage::Start(_)) => {}
+            Effect::Send(message) => {
+                let mut bytes = Vec::new();
+                message.write(&mut bytes);
+                agent.as_mut().context("a message before a stream")?.writer.write_all(&bytes).await?;
+                return Ok(matches!(message, HostMessage::Ack(Ack { seq, .. }) if seq == u64::from(EVENTS)));
+            }
+            Effect::Commit(commit) => self.writer.start(commit)?,
+            other => bail!("the library asks for {other:?}"),
+        }
+        Ok(false)
+    }
+
+    async fn wait(&mut self, agent: Option<&mut Agent>) -> anyhow::Result<()> {
+        let until = self.core.next_tick().map(|due| due.saturating_sub(self.clock.now().mono));
+        let may_read = agent.is_some() && self.core.wants_read();
+        let read = async {
+            match agent {
+                Some(agent) if may_read => agent.reader.read(self.core.space()).await,
+                _ => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            biased;
+            commit = self.writer.committed() => self.core.committed(commit?, self.clock.now()),
+            read = read => {
+                let read = read?;
+                ensure!(read > 0, "`pika-guest stream` ended early");
+                self.core.read(read, self.clock.now(), &mut NoOutputs);
+            }
+            () = tokio::time::sleep(until.unwrap_or(Duration::MAX)) => self.core.tick(self.clock.now()),
+        }
+        Ok(())
+    }
+}
+
+impl Agent {
+    fn start(program: &Path, root: &Path) -> anyhow::Result<Self> {
+        let mut command = Command::new(program);
         command.arg("stream").env("PIKA_CLOUD_DIR", root).stdin(Stdio::piped()).stdout(Stdio::piped());
-        let mut agent = command.spawn().context("starting `pika-guest stream`")?;
-        let reader = agent.stdout.take().map(ChildStdout::into).context("no standard output")?;
-        let writer = agent.stdin.take().map(ChildStdin::into).context("no standard input")?;
-        let began = Instant::now();
-        let (session, hello) = Session::open(Role::Owner, 1, None, true, began.elapsed());
-        let mut host = Self {
-            agent,
+        let mut process = command.spawn().context("starting `pika-guest stream`")?;
+        let reader = process.stdout.take().map(ChildStdout::into).context("no standard output")?;
+        let writer = process.stdin.take().map(ChildStdin::into).context("no standard input")?;
+        Ok(Self {
+            process,
             reader: pipe::Receiver::from_owned_fd(reader)?,
             writer: pipe::Sender::from_owned_fd(writer)?,
-            session,
-            journal,
-            began,
-            in_commit: None,
-            acked: 0,
-        };
-        host.send(&hello).await?;
-        Ok(host)
-    }
-
-    async fn send(&mut self, message: &HostMessage) -> anyhow::Result<()> {
-        let mut bytes = Vec::new();
-        message.write(&mut bytes);
-        Ok(self.writer.write_all(&bytes).await?)
-    }
-
-    async fn receive_all(&mut self) -> anyhow::Result<()> {
-        while self.acked < u64::from(EVENTS) {
-            self.start_commit()?;
-            let may_read = self.journal.pending() < MAX_PENDING_BYTES;
-            tokio::select! {
-                committed = self.journal.committed() => {
-                    committed?;
-                    if let Some(ack) = self.in_commit.take() {
-                        self.acked = ack.seq;
-                        self.send(&HostMessage::Ack(ack)).await?;
-                    }
-                }
-                read = self.reader.read(self.session.space()), if may_read => {
-                    let read = read?;
-                    ensure!(read > 0, "`pika-guest stream` ended early");
-                    self.session.filled(read, self.began.elapsed());
-                    self.take()?;
-                }
-            }
-        }
-        Ok(())
-    }
-
-    /// Takes all that was read into the journal.
-    fn take(&mut self) -> anyhow::Result<()> {
-        let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        let at = Timestamp::from_unix(since.as_secs(), since.subsec_micros());
-        while let Some(received) = self.session.receive()? {
-            match received {
-                Received::Event { head, missing, line, digest } => {
-                    ensure!(missing == 0, "{missing} events are missing before {}", head.seq);
-                    self.journal.guest(&at, &head, line, digest);
-                }
-                Received::Opened(opened) => self.journal.host(HostRecord::Stream {
-                    stream_id: opened.hello.stream_id,
-                    boot_id: opened.hello.boot_id,
-                    agent: opened.hello.agent,
-                    after_seq: 0,
-                    digest: Digest::EMPTY_STREAM,
-                }),
-                Received::Status(_) | Received::Nothing => {}
-                other => anyhow::bail!("the agent sent {other:?}"),
-            }
-        }
-        Ok(())
-    }
-
-    fn start_commit(&mut self) -> anyhow::Result<()> {
-        if !self.journal.is_committing() && self.journal.pending() > 0 {
-            let cursor = self.journal.view().cursor.as_ref();
-            self.in_commit = cursor.map(|cursor| Ack { seq: cursor.seq, logs: cursor.logs.clone() });
-            self.journal.start_commit(Vec::new())?;
-        }
-        Ok(())
+        })
     }
 
     fn end(self) -> anyhow::Result<()> {
-        let Self { mut agent, reader, writer, .. } = self;
+        let Self { mut process, reader, writer } = self;
         // The agent ends with its input.
         drop((reader, writer));
-        agent.wait()?;
+        process.wait()?;
         Ok(())
     }
 }
