@@ -2,6 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::Command;
+
 /// What happens when a runtime ends.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
@@ -65,6 +67,17 @@ pub enum RetentionPolicy {
     KeepUntilStopped,
     /// It stays as it is for a person to look at, until `debug_keep_secs` after the verdict; then it is destroyed.
     DebugKeep,
+}
+
+impl RetentionPolicy {
+    /// Whether the instance stays after an end, where that much was wanted of its runtime.
+    pub fn keeps_after(self, command: Option<Command>) -> bool {
+        match self {
+            Self::DestroyOnCompletion => false,
+            Self::KeepUntilStopped => command < Some(Command::Stop),
+            Self::DebugKeep => command < Some(Command::Destroy),
+        }
+    }
 }
 
 /// What is brought to the host.

@@ -9,7 +9,6 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use pika_cloud_common::spec::RetentionPolicy;
 use pika_cloud_common::{Command, RuntimeSpec, Verdict};
 use tokio::sync::watch;
 
@@ -488,11 +487,7 @@ impl Cloud {
 
 /// Whether the instance is kept no longer after that command, and still on its way out.
 fn is_let_go(view: &View, command: Command, spec: &RuntimeSpec) -> bool {
-    let ends = match spec.policies.retention_policy {
-        RetentionPolicy::DestroyOnCompletion => true,
-        RetentionPolicy::KeepUntilStopped => command >= Command::Stop,
-        RetentionPolicy::DebugKeep => command >= Command::Destroy,
-    };
+    let ends = !spec.policies.retention_policy.keeps_after(Some(command));
     ends && view.kept.is_some() && view.finished.is_none() && view.taken_over.is_none()
 }
 

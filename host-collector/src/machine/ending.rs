@@ -98,11 +98,7 @@ impl Machine {
 
     /// Whether the policy lets the instance stay, after what was wanted so far.
     fn keeps(&self) -> bool {
-        match self.plan.retention {
-            RetentionPolicy::DestroyOnCompletion => false,
-            RetentionPolicy::KeepUntilStopped => self.command < Some(Command::Stop),
-            RetentionPolicy::DebugKeep => self.command < Some(Command::Destroy),
-        }
+        self.plan.retention.keeps_after(self.command)
     }
 
     pub(super) fn destroy(&mut self, actions: &mut Vec<Action>) {
