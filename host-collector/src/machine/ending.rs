@@ -116,10 +116,8 @@ impl Machine {
             return;
         }
         match answer {
-            // A create whose answer nobody heard may still be under way, and would make the instance behind our back.
-            Ok(Destroyed::Gone) if self.provision.unsure_until.is_some_and(|until| now < until) => {
-                self.retry.later(now);
-            }
+            // It would be there again behind our back.
+            Ok(Destroyed::Gone) if self.may_appear(now) => self.retry.later(now),
             Ok(Destroyed::Gone) => {
                 if let Some(delay) = self.restart_delay() {
                     return self.rest(true, delay, now, actions);

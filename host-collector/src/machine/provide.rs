@@ -34,6 +34,8 @@ impl Machine {
                 self.enter(Phase::Looking);
                 self.found(found, now, actions);
             }
+            // What may still be made behind our back would be left by us all.
+            (Phase::Kept, Ok(Found::Absent)) if self.may_appear(now) => self.retry.later(now),
             (Phase::Kept, Ok(Found::Absent)) => {
                 self.enter(Phase::Done);
                 actions.push(Action::Finish { destroyed: true, restart_in: None });
@@ -105,6 +107,10 @@ impl Machine {
             // Also where the end is decided already: it may come to be behind the back of its destruction (Invariant 4).
             self.provision.unsure_until = Some(now + CREATE_SETTLES);
         }
+        if self.phase == Phase::Kept {
+            // Whether there is anything to keep is known now.
+            actions.push(Action::Look);
+        }
         if self.phase != Phase::Creating {
             return;
         }
@@ -120,6 +126,11 @@ impl Machine {
             }
             Err(failure) => self.call_failed(failure, "Incus could not create the instance", now, actions),
         }
+    }
+
+    /// Whether a create whose answer nobody heard may still make the instance.
+    pub(super) fn may_appear(&self, now: Duration) -> bool {
+        self.provision.unsure_until.is_some_and(|until| now < until)
     }
 
     fn start_instance(&mut self, now: Duration, actions: &mut Vec<Action>) {

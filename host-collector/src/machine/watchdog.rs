@@ -139,7 +139,7 @@ impl Machine {
         if due(self.retry.at) {
             self.retry.at = None;
             match self.phase {
-                Phase::Looking => actions.push(Action::Look),
+                Phase::Looking | Phase::Kept => actions.push(Action::Look),
                 Phase::Destroying => actions.push(Action::Destroy),
                 _ => {}
             }

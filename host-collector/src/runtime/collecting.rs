@@ -41,6 +41,8 @@ pub(super) struct Collecting {
     is_stopping: bool,
     /// The archive was asked for, so that there is something to store.
     is_begun: bool,
+    /// The guest began anew since the workload was started: what it had left may be gone.
+    is_of_another_boot: bool,
     /// What will come has come, and is being stored.
     storing: Option<Ending>,
 }
@@ -73,6 +75,7 @@ impl Core {
             kill_at: self.grace_given.then_some(self.now.mono),
             is_stopping: false,
             is_begun: false,
+            is_of_another_boot: false,
             storing: None,
         });
         if self.session.as_ref().is_some_and(Session::is_open) {
@@ -93,6 +96,13 @@ impl Core {
     /// The collection, as long as it waits for the guest.
     fn under_way(&mut self) -> Option<&mut Collecting> {
         self.collecting.as_mut().filter(|collecting| collecting.storing.is_none())
+    }
+
+    /// The session that is open is with another boot than the one that ran the workload.
+    pub(super) fn collects_from_another_boot(&mut self) {
+        if let Some(collecting) = &mut self.collecting {
+            collecting.is_of_another_boot = true;
+        }
     }
 
     /// There is a session: the archive is asked for once the workload has ended.
@@ -232,13 +242,19 @@ impl Core {
     }
 
     pub(super) fn artifacts_stored(&mut self, stored: Stored) {
-        let Some(Collecting { storing: Some(Ending { problem, skipped }), .. }) = self.collecting.take() else {
+        let Some(Collecting { storing: Some(Ending { problem, skipped }), is_of_another_boot, .. }) =
+            self.collecting.take()
+        else {
             return;
         };
         let too_many_logs = self.logs.left_some_out();
-        let problem = stored.problem.or(problem).or_else(|| {
-            too_many_logs.then(|| format!("the guest has more than {MAX_LOG_FILES} log files: some are left out"))
-        });
+        let left_out =
+            || too_many_logs.then(|| format!("the guest has more than {MAX_LOG_FILES} log files: some are left out"));
+        let lost = || {
+            let text = "the guest began anew before its outputs were here: what it had left may be lost";
+            is_of_another_boot.then(|| text.to_owned())
+        };
+        let problem = stored.problem.or(problem).or_else(lost).or_else(left_out);
         let collection = Collection {
             complete: problem.is_none(),
             files: stored.files,

@@ -7,7 +7,7 @@ use pika_cloud_common::{GuestRequest, State};
 use super::{Answer, Call, CallId, Core, Effect, Intake, LogMarks, Seen};
 use crate::incus::InstanceState;
 use crate::journal::HostRecord;
-use crate::machine::{Action, CallFailure, EndDecision, Found, Input};
+use crate::machine::{Action, CallFailure, EndDecision, Found, Input, Phase};
 
 impl Core {
     /// Performs actions, and those that they lead to.
@@ -255,6 +255,10 @@ impl Core {
         let found = answer.map(|seen| self.found(seen));
         if self.collecting.is_some() && !matches!(found, Ok(Found::TakenOver { .. })) {
             return self.collecting_looked(found);
+        }
+        // A create that is under way has the last word on that, and the instance is looked at anew then (Invariant 4).
+        if found == Ok(Found::Absent) && self.phase() == Phase::Kept && self.calls.change.is_some() {
+            return;
         }
         self.step(Input::Looked(found));
     }

@@ -145,8 +145,8 @@ impl Core {
         let ours = hello.request_id.as_deref() == Some(self.request_id().as_str());
         // What another request's run says is nothing of this incarnation's: a guest that was restored to it is not ours.
         let run_lost = hello.request_id.is_some() && !ours;
-        let run_lost =
-            run_lost || view.start_sent.as_ref().is_some_and(|sent| !ours && sent.stream_id != hello.stream_id);
+        let began_anew = view.start_sent.as_ref().is_some_and(|sent| !ours && sent.stream_id != hello.stream_id);
+        let run_lost = run_lost || began_anew;
         // A guest of ours begins few streams in one incarnation; one that goes on beginning them lost its run (Invariant 5).
         let run_lost = run_lost || (new_stream && view.streams >= MAX_STREAMS);
         // It may say that itself, but only after this: what was asked for would be started once more (Invariant 9).
@@ -168,6 +168,9 @@ impl Core {
             });
         }
         if self.collecting.is_some() {
+            if began_anew {
+                self.collects_from_another_boot();
+            }
             self.stop_and_archive();
         } else if is_rewound && !run_lost {
             self.next_commit.hear(Guest::Rewound);

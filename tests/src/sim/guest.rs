@@ -337,7 +337,6 @@ impl Machine {
                     told.rewound |= kept < told.lines.len();
                     let unsaid = told.lines.drain(kept..).enumerate();
                     told.unsaid.extend(unsaid.map(|(at, line)| ((kept + at + 1) as u64, line)));
-                    told.log.1 = stream.log;
                 }
             }
         }

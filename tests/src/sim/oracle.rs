@@ -210,8 +210,7 @@ impl Oracle {
         self.clock_was_set |= clock != 0;
         self.host_booted = true;
         let reading = self.reading(now);
-        // Another boot reckons by wall time, which went on while the host slept.
-        if self.clock_was_set || !self.slept.is_zero() {
+        if self.clock_was_set {
             self.runtimes.iter_mut().for_each(|watched| watched.deadlines.forget(reading));
         }
     }
@@ -272,11 +271,10 @@ impl Oracle {
     /// A runtime is taken up: its journal has all that was ever acknowledged, and what more it has counts from now on.
     pub fn recovered(&mut self, runtime: usize, opened: &Opened, world: &World) -> Checked {
         let disk = world.host.disk.borrow();
-        let awake = self.reading(world.now).awake;
+        let reading = self.reading(world.now);
         let watched = &mut self.runtimes[runtime];
-        let Deadlines { opened: since, heard, phase, .. } = &mut watched.deadlines;
-        (*since, *heard) = (awake, awake);
-        *phase = Some((opened.driven.core.phase(), awake));
+        let core = &opened.driven.core;
+        watched.deadlines.taken_up(core.view().host_boots, core.phase(), reading);
         let prefix = format!("{}/journal", watched.spec.identity.runtime_id);
         let records = records_of(&disk, &prefix);
         let known = watched.fold.lines.len();

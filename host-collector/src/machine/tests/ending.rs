@@ -39,6 +39,31 @@ fn what_is_kept_may_be_gone_by_itself() {
     assert_eq!(bench.phase(), Phase::Done);
 }
 
+/// Invariant 4: one that is made behind our back is kept as well, or is nobody's.
+#[test]
+fn what_is_kept_may_still_be_made() {
+    let unheard = Start { create_unanswered: true, settled: Some(Settled::Kept(None)), ..Start::default() };
+    let mut bench = Bench::from(keeping(RetentionPolicy::KeepUntilStopped), &unheard);
+    assert_eq!(bench.last, [Action::Look], "the collector that asked for it died");
+    let begin = bench.now;
+    while bench.found(Found::Absent) == [] {
+        bench.wait_next();
+        assert_eq!(bench.last, [Action::Look]);
+    }
+    assert_eq!(bench.last, [Action::Finish { destroyed: true, restart_in: None }]);
+    assert!(bench.now - begin >= 5 * SECOND && bench.now - begin <= 8 * SECOND);
+    // The answer comes while it is kept.
+    let mut bench = Bench::new(keeping(RetentionPolicy::KeepUntilStopped));
+    bench.found(Found::Absent);
+    bench.feed(Input::Command(Command::Cancel));
+    bench.feed(Input::Collected);
+    bench.feed(Input::Concluded);
+    assert_eq!(bench.phase(), Phase::Kept);
+    assert_eq!(bench.feed(Input::Created(Ok(()))), [Action::Look]);
+    assert_eq!(bench.found(Found::Stopped), []);
+    assert_eq!(bench.phase(), Phase::Kept);
+}
+
 #[test]
 fn destroying_is_tried_again_for_a_while() {
     let mut bench = Bench::concluded(plan(), 0);

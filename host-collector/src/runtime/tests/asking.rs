@@ -262,3 +262,26 @@ fn the_last_words_of_an_incarnation_are_its_own() {
     assert_eq!(shell.core.phase(), Phase::Looking);
     assert!(shell.core.view().ended.is_none());
 }
+
+/// Invariant 4: absent says nothing while a create is under way, whose answer asks again.
+#[test]
+fn what_is_being_made_is_not_taken_for_gone() {
+    let mut kept = spec();
+    kept.policies.retention_policy = RetentionPolicy::KeepUntilStopped;
+    let mut shell = Shell::new(kept);
+    shell.settled();
+    shell.looked(None);
+    shell.settled();
+    shell.core.command(Command::Cancel, shell.now);
+    shell.settled();
+    shell.looked(None);
+    shell.settled();
+    assert_eq!(shell.core.phase(), Phase::Kept);
+    shell.core.woken(shell.now);
+    shell.asked();
+    shell.looked(None);
+    assert_eq!(shell.core.phase(), Phase::Kept);
+    assert_eq!(shell.changed(Answer::Created(Ok(()))), ["look pika-7 or search"]);
+    shell.looked(None);
+    assert_eq!(shell.core.phase(), Phase::Done);
+}

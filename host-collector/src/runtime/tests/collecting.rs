@@ -239,6 +239,27 @@ fn what_another_boot_runs_is_not_waited_for() {
     shell.looked(Some(running()));
     shell.dialled();
     assert_eq!(shell.hello("s-2")[..2], ["begin artifacts 1", "send archive **"]);
+    shell.collected();
+    assert!(problem(&shell).unwrap().contains("the guest began anew"), "what the workload left may be lost");
+}
+
+/// A stream that the image left, or one that was begun before the workload was asked for, loses nothing.
+#[test]
+fn outputs_of_a_guest_that_was_asked_for_nothing_are_whole() {
+    let mut shell = Shell::new(spec());
+    shell.settled();
+    shell.looked(None);
+    shell.settled();
+    shell.changed(Answer::Created(Ok(())));
+    shell.settled();
+    shell.changed(Answer::Started(Ok(())));
+    shell.core.command(Command::Cancel, shell.now);
+    shell.settled();
+    shell.looked(Some(running()));
+    shell.dialled();
+    shell.hello("s-1");
+    shell.collected();
+    assert_eq!(problem(&shell), None);
 }
 
 /// Half of the budget is left for the outputs.

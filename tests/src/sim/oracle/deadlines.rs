@@ -24,6 +24,8 @@ const MIN_FINISH: Duration = Duration::from_secs(5);
 #[derive(Clone, Copy, Debug, Default)]
 struct Since {
     moment: Option<Moment>,
+    /// So long before `at` it was.
+    ago: Duration,
     at: Duration,
     /// By the world's time, which a sleep of the host does not stop.
     world: Duration,
@@ -32,12 +34,23 @@ struct Since {
 impl Since {
     fn note(&mut self, moment: Option<Moment>, now: Reading) {
         if moment != self.moment {
-            *self = Self { moment, at: now.awake, world: now.world };
+            *self = Self { moment, ago: Duration::ZERO, at: now.awake, world: now.world };
         }
     }
 
     fn is_set(&self) -> bool {
         self.moment.is_some()
+    }
+
+    /// A later boot of the host reckons by wall time, which went on while the host slept.
+    fn taken_up(&mut self, boot: u32, now: Reading) {
+        if self.moment.is_some_and(|moment| moment.boot != boot) {
+            (self.at, self.ago) = (now.awake, now.world.saturating_sub(self.world));
+        }
+    }
+
+    fn is_due(&self, after: Duration) -> Duration {
+        (self.at + after).saturating_sub(self.ago)
     }
 }
 
@@ -67,7 +80,7 @@ pub(in crate::sim) struct Deadlines {
     /// When bytes last came.
     pub heard: Duration,
     /// When the collector took it up.
-    pub opened: Duration,
+    opened: Duration,
     /// What is durable is heard that much later, at most.
     slow_disk: Duration,
     /// The phase, and since when.
@@ -84,7 +97,18 @@ impl Deadlines {
     pub(in crate::sim) fn forget(&mut self, now: Reading) {
         self.is_unsure = true;
         for since in [&mut self.starting, &mut self.booted, &mut self.start_sent, &mut self.progress] {
-            since.at = now.awake;
+            (since.at, since.ago) = (now.awake, Duration::ZERO);
+        }
+    }
+
+    /// A collector takes the runtime up, in this boot of the host.
+    pub(in crate::sim) fn taken_up(&mut self, boot: u32, phase: Phase, now: Reading) {
+        (self.opened, self.heard, self.phase) = (now.awake, now.awake, Some((phase, now.awake)));
+        if self.is_unsure {
+            return;
+        }
+        for since in [&mut self.starting, &mut self.booted, &mut self.start_sent, &mut self.progress] {
+            since.taken_up(boot, now);
         }
     }
 
@@ -119,15 +143,15 @@ impl Deadlines {
         let watchdogs = &spec.watchdogs;
         let secs = Duration::from_secs;
         if self.starting.is_set() && !self.booted.is_set() {
-            self.due("boot", self.starting.at + secs(watchdogs.boot_secs), now)?;
+            self.due("boot", self.starting.is_due(secs(watchdogs.boot_secs)), now)?;
         }
         if let Some(ready) = watchdogs.ready_secs.filter(|_| self.booted.is_set() && !view.is_ready) {
-            self.due("ready", self.booted.at + secs(ready), now)?;
+            self.due("ready", self.booted.is_due(secs(ready)), now)?;
         }
         if self.start_sent.is_set() {
             if let Some(run) = watchdogs.run_secs {
                 let budget = secs(run + watchdogs.stop_grace_secs) + RUN_BACKSTOP;
-                self.due("run", self.start_sent.at + budget, now)?;
+                self.due("run", self.start_sent.is_due(budget), now)?;
             }
             if let Some(progress) = self.progress_due(spec) {
                 self.due("progress", progress, now)?;
@@ -141,9 +165,10 @@ impl Deadlines {
 
     fn progress_due(&self, spec: &RuntimeSpec) -> Option<Duration> {
         let progress = Duration::from_secs(spec.watchdogs.progress_secs?);
-        let last = if self.progress.is_set() { self.progress.at.max(self.start_sent.at) } else { self.start_sent.at };
-        let cap = spec.watchdogs.progress_cap_secs.map(|cap| self.start_sent.at + Duration::from_secs(cap));
-        Some(cap.map_or(last + progress, |cap| cap.min(last + progress)))
+        let asked = self.start_sent.is_due(progress);
+        let due = if self.progress.is_set() { self.progress.is_due(progress).max(asked) } else { asked };
+        let cap = spec.watchdogs.progress_cap_secs.map(|cap| self.start_sent.is_due(Duration::from_secs(cap)));
+        Some(cap.map_or(due, |cap| cap.min(due)))
     }
 
     /// Whether something that was due has not come.
