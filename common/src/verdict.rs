@@ -225,6 +225,10 @@ pub struct Evidence {
     /// What Incus or the session answered, where an error led to the verdict.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
+    /// The end of what the instance said on its console, where its agent was never heard. As all that a guest says, it may be
+    /// anything; control characters are left out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub console: Option<String>,
     /// How far collection came; absent where nothing was to be collected.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub collection: Option<Collection>,

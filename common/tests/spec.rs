@@ -177,7 +177,7 @@ fn every_value_wrong_at_once() {
         "identity": { "runtime_id": "../x", "instance_name": "7-" },
         "incus": {
             "project": "", "profile": "a\nb", "extra_profiles": ["ok", ""], "image_alias": "", "instance_type": "virtual_machine",
-            "target": "member-2",
+            "csm": true, "target": "member-2",
         },
         "resources": { "vcpu_count": 0, "memory_mib": 15, "root_disk_gib": 0 },
         "mounts": [
@@ -223,7 +223,7 @@ fn every_value_wrong_at_once() {
         &format!("incus.profile: {name}"),
         &format!("incus.image_alias: {name}"),
         &format!("incus.extra_profiles[1]: {name}"),
-        r#"incus.instance_type: is not implemented yet: `virtual_machine` (the default); set it to "container""#,
+        "incus.csm: needs incus.secureboot to be false: a BIOS checks no signatures",
         "incus.target: is not implemented yet: remove it",
         "resources.vcpu_count: is 0, must be 1 to 1024",
         "resources.memory_mib: is 15, must be 16 to 16777216",
@@ -388,7 +388,6 @@ fn sections_of_another_kind_are_named() {
             "identity.runtime_id: must be 1 to 64 of A-Z a-z 0-9 . _ -, first a letter or a digit",
             "identity.instance_name: must be 1 to 63 of A-Z a-z 0-9 -, first a letter, last no hyphen (Incus's rule)",
             "incus.image_alias: must be a name of 1 to 256 bytes, without control characters",
-            r#"incus.instance_type: is not implemented yet: `virtual_machine` (the default); set it to "container""#,
             "entry_command: is missing: images that start their own workload are not implemented yet",
         ],
     );

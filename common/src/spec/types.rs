@@ -88,9 +88,17 @@ pub struct Incus {
     pub extra_profiles: Vec<String>,
     /// The alias of a local image.
     pub image_alias: String,
-    /// Virtual machine or container. Only `container` is implemented yet.
+    /// Virtual machine or container.
     #[serde(skip_serializing_if = "is_default")]
     pub instance_type: InstanceType,
+    /// Of a virtual machine: whether its firmware starts signed systems only (Incus `security.secureboot`); what the profile
+    /// says where absent, and yes where that says nothing.
+    #[serde(skip_serializing_if = "is_default")]
+    pub secureboot: Option<bool>,
+    /// Of a virtual machine: whether its firmware is a BIOS instead of UEFI (Incus `security.csm`). It needs `secureboot`
+    /// to be false.
+    #[serde(skip_serializing_if = "is_default")]
+    pub csm: Option<bool>,
     /// The cluster member. Not implemented yet: must be absent.
     #[serde(skip_serializing_if = "is_default")]
     pub target: Option<String>,
@@ -104,6 +112,8 @@ impl Default for Incus {
             extra_profiles: Vec::new(),
             image_alias: String::new(),
             instance_type: InstanceType::default(),
+            secureboot: None,
+            csm: None,
             target: None,
         }
     }
@@ -114,7 +124,7 @@ impl Default for Incus {
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum InstanceType {
-    /// A machine of its own. The default, and not implemented yet.
+    /// A machine of its own, with a kernel of its own.
     #[default]
     VirtualMachine,
     /// A container, which shares the host's kernel.

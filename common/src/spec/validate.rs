@@ -152,10 +152,14 @@ fn incus(spec: &RuntimeSpec, problems: &mut Problems) {
     for (index, profile) in incus.extra_profiles.iter().enumerate() {
         name(&format!("incus.extra_profiles[{index}]"), profile);
     }
-    problems.not_implemented(
-        incus.instance_type == InstanceType::Container,
-        "incus.instance_type",
-        "`virtual_machine` (the default); set it to \"container\"",
+    let is_vm = incus.instance_type == InstanceType::VirtualMachine;
+    for (path, is_given) in [("incus.secureboot", incus.secureboot.is_some()), ("incus.csm", incus.csm.is_some())] {
+        problems.check(is_vm || !is_given, path, "is of virtual machines only: a container has no firmware");
+    }
+    problems.check(
+        !is_vm || incus.csm != Some(true) || incus.secureboot == Some(false),
+        "incus.csm",
+        "needs incus.secureboot to be false: a BIOS checks no signatures",
     );
     problems.check(extra <= MAX_PROFILES, "incus.extra_profiles", "must be at most 64 profiles");
     problems.not_implemented(incus.target.is_none(), "incus.target", "remove it");

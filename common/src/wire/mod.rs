@@ -29,6 +29,26 @@ pub use guest::{
 };
 pub use host::{Ack, Archive, ArchiveLimits, Cursor, Empty, HostHello, HostMessage, Role, Signal, Start};
 
+/// What carries a session. Each carries all of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Transport {
+    /// Incus `exec` runs the agent, and its standard streams are the session's.
+    Exec,
+    /// `AF_VSOCK` to the agent of a virtual machine on the same host.
+    Vsock,
+}
+
+impl Transport {
+    /// Its name in documents.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Exec => "exec",
+            Self::Vsock => "vsock",
+        }
+    }
+}
+
 /// The version of the session protocol that this build speaks.
 pub const PROTOCOL: u32 = 1;
 
