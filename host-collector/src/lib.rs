@@ -45,7 +45,7 @@ pub mod reconcile;
 pub mod runtime;
 pub mod session;
 mod state_dir;
-mod transport;
+pub mod transport;
 
 pub use cloud::{Cloud, Condition, Config, Ensured, Inspection, LogFollower, LogReader, Rerun};
 pub use error::Error;

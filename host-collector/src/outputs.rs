@@ -42,6 +42,7 @@ pub(crate) fn verdict(spec: &RuntimeSpec, view: &View) -> Verdict {
             last_event,
             instance_status,
             error: error.map(clip),
+            console: view.console.clone(),
             collection,
             bad_lines: view.bad_lines,
             gaps: view.gaps,

@@ -28,7 +28,7 @@ fn every_field_that_is_wrong_is_named_at_once() {
     let spec = stage.spec("true");
     let wrong = json!({
         "identity": { "runtime_id": "../up", "instance_name": "1_b-" },
-        "incus": { "project": "", "profile": "a\u{7}b", "image_alias": "", "instance_type": "virtual_machine", "target": "m2", "extra_profiles": [""] },
+        "incus": { "project": "", "profile": "a\u{7}b", "image_alias": "", "instance_type": "virtual_machine", "csm": true, "target": "m2", "extra_profiles": [""] },
         "resources": { "vcpu_count": 0, "memory_mib": 1, "root_disk_gib": 0 },
         "mounts": [
             { "kind": "persistent_volume", "guest_path": "/run/x", "source": "a/b/c", "mode": "read_write", "required": false },
@@ -55,7 +55,7 @@ fn every_field_that_is_wrong_is_named_at_once() {
         "incus.profile",
         "incus.extra_profiles[0]",
         "incus.image_alias",
-        "incus.instance_type",
+        "incus.csm",
         "incus.target",
         "resources.vcpu_count",
         "resources.memory_mib",
@@ -96,7 +96,7 @@ fn every_field_that_is_wrong_is_named_at_once() {
         assert!(done.stderr.contains(&format!("\n  {field}: ")), "{field} is not named:\n{}", done.stderr);
     }
     assert_eq!(done.stderr.matches("\n  ").count(), fields.len(), "each once, and nothing else:\n{}", done.stderr);
-    refused(&stage, &spec, done, &[&file.display().to_string(), "virtual_machine", "not implemented yet"]);
+    refused(&stage, &spec, done, &[&file.display().to_string(), "not implemented yet"]);
     assert!(stage.call(&["list"]).expect(0).stdout.lines().count() == 1, "no runtime is listed");
 }
 

@@ -4,8 +4,10 @@
 use std::future::Future;
 use std::pin::Pin;
 
+use pika_cloud_common::wire::Transport;
 use tokio::io::{AsyncRead, AsyncWrite};
 
+use crate::incus::VsockAddress;
 use crate::machine::SessionLoss;
 use crate::runtime::{Answer, Call};
 
@@ -17,6 +19,9 @@ pub struct Link {
     pub writer: Box<dyn AsyncWrite + Send + Unpin>,
     /// Tells why the agent ended. Dropping it hangs up.
     pub diagnosis: Box<dyn Explain>,
+    /// Where it leads to, if it is a stream over vsock: that this is our instance's machine is checked then. Without it, it is
+    /// known to lead to our instance.
+    pub vsock: Option<VsockAddress>,
 }
 
 /// Tells why an agent ended, where the transport knows.
@@ -29,6 +34,10 @@ pub trait Explain: Send + Sync {
 pub trait Backend: Clone + Send + Sync + 'static {
     /// Performs a call, and tells what came of it.
     fn call(&self, call: Call) -> impl Future<Output = Answer> + Send + 'static;
-    /// Opens a stream to the agent of an instance.
-    fn dial(&self, instance: String) -> impl Future<Output = Result<Link, SessionLoss>> + Send + 'static;
+    /// Opens a stream to the agent of an instance, by that way.
+    fn dial(
+        &self,
+        instance: String,
+        transport: Transport,
+    ) -> impl Future<Output = Result<Link, SessionLoss>> + Send + 'static;
 }

@@ -3,19 +3,26 @@
 use std::collections::BTreeMap;
 use std::future::Future;
 use std::sync::Arc;
+use std::time::Duration;
 
 use pika_cloud_common::RuntimeSpec;
 use pika_cloud_common::limits::PEER_TIMEOUT;
+use pika_cloud_common::wire::Transport;
 
 use super::backend::{Backend, Link};
 use crate::clock::HostClock;
 use crate::incus::{Client, Error, InstanceView, Labels, Ownership, Patched, label, provision};
 use crate::machine::{CallFailure, SessionLoss};
 use crate::runtime::{Answer, Call, Claim, Seen};
-use crate::transport::dial_exec;
+use crate::transport::{dial_exec, dial_vsock};
 
 /// How long a dial may take: Incus answers an exec and its websockets in milliseconds, or not at all.
-const DIAL_TIMEOUT: std::time::Duration = PEER_TIMEOUT;
+const DIAL_TIMEOUT: Duration = PEER_TIMEOUT;
+
+/// What is read of a console, escapes and all.
+const CONSOLE_BYTES: usize = 32 * 1024;
+/// How long that may take.
+const CONSOLE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Incus, and the runtime that is driven on it.
 #[derive(Clone)]
@@ -36,6 +43,7 @@ impl Backend for IncusBackend {
                 Call::Look { instance, search } => Answer::Looked(this.look(&instance, search).await),
                 Call::Create { incarnation, term } => Answer::Created(done(this.create(incarnation, term).await)),
                 Call::Start { instance, incarnation } => Answer::Started(this.start(&instance, incarnation).await),
+                Call::Console { instance } => Answer::Console(this.console(&instance).await),
                 Call::Halt { instance } => Answer::Halted(this.halt(&instance).await),
                 Call::Destroy { instance, term } => {
                     let runtime_id = &this.spec.identity.runtime_id;
@@ -46,14 +54,25 @@ impl Backend for IncusBackend {
         }
     }
 
-    fn dial(&self, instance: String) -> impl Future<Output = Result<Link, SessionLoss>> + Send + 'static {
+    fn dial(
+        &self,
+        instance: String,
+        transport: Transport,
+    ) -> impl Future<Output = Result<Link, SessionLoss>> + Send + 'static {
         let this = self.clone();
         async move {
-            let dial = dial_exec(&this.client, &this.spec.incus.project, &instance);
+            let (client, project) = (&this.client, &this.spec.incus.project);
+            let dial = async {
+                match transport {
+                    Transport::Exec => dial_exec(client, project, &instance)
+                        .await
+                        .map_err(|error| SessionLoss::Lost(error.to_string())),
+                    Transport::Vsock => dial_vsock(client, project, &instance).await,
+                }
+            };
             match tokio::time::timeout(DIAL_TIMEOUT, dial).await {
-                Ok(Ok(link)) => Ok(link),
-                Ok(Err(error)) => Err(SessionLoss::Lost(error.to_string())),
-                Err(_) => Err(SessionLoss::Lost("Incus did not open a session in time".to_owned())),
+                Ok(dialled) => dialled,
+                Err(_) => Err(SessionLoss::Lost(format!("no session over {} in time", transport.as_str()))),
             }
         }
     }
@@ -89,6 +108,19 @@ impl IncusBackend {
             }
         }
         self.client.start_instance(project, instance).await.map_err(|error| failure(&error))
+    }
+
+    /// The end of its console, if that can be read in good time: it is evidence, and nothing waits for it for long.
+    async fn console(&self, instance: &str) -> Option<String> {
+        let read = self.client.console_tail(&self.spec.incus.project, instance, CONSOLE_BYTES);
+        match tokio::time::timeout(CONSOLE_TIMEOUT, read).await {
+            Ok(Ok(console)) => Some(console),
+            Ok(Err(error)) => {
+                tracing::debug!("the console of `{instance}` cannot be read: {error}");
+                None
+            }
+            Err(_) => None,
+        }
     }
 
     async fn halt(&self, instance: &str) -> Result<(), CallFailure> {
@@ -127,7 +159,7 @@ impl IncusBackend {
 }
 
 fn seen(view: InstanceView) -> Seen {
-    Seen { claim: claim(&view), state: view.state(), name: view.name, status: view.status }
+    Seen { claim: claim(&view), state: view.state(), vsock: view.vsock(), name: view.name, status: view.status }
 }
 
 /// Whose an instance is, by its labels.

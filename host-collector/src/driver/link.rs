@@ -128,7 +128,8 @@ mod tests {
     fn live(room: usize) -> (Live, DuplexStream) {
         let (ours, guest) = tokio::io::duplex(room);
         let (reader, writer) = tokio::io::split(ours);
-        (Live::new(Link { reader: Box::new(reader), writer: Box::new(writer), diagnosis: Box::new(Silent) }), guest)
+        let (reader, writer, diagnosis) = (Box::new(reader), Box::new(writer), Box::new(Silent));
+        (Live::new(Link { reader, writer, diagnosis, vsock: None }), guest)
     }
 
     fn ack(seq: u64) -> HostMessage {

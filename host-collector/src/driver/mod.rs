@@ -201,8 +201,8 @@ impl<B: Backend> Driver<B> {
                 let call = self.backend.call(call);
                 self.ops.spawn(async move { Op::Answered(id, call.await) });
             }
-            Effect::Dial { id, instance } => {
-                let dial = self.backend.dial(instance);
+            Effect::Dial { id, instance, transport } => {
+                let dial = self.backend.dial(instance, transport);
                 self.ops.spawn(async move { Op::Dialled(id, dial.await) });
             }
             Effect::HangUp => {
@@ -284,12 +284,13 @@ impl<B: Backend> Driver<B> {
         match op {
             Op::Answered(id, answer) => self.core.answer(id, answer, now),
             Op::Dialled(id, Ok(link)) => {
+                let address = link.vsock.clone();
                 // One that nobody waits for any more is dropped again by the core's hang-up, or here.
                 if self.core.waits_for_dial(id) {
                     self.stream += 1;
                     self.live = Some(Live::new(link));
                 }
-                self.core.dialled(id, Ok(()), now);
+                self.core.dialled(id, Ok(address), now);
             }
             Op::Dialled(id, Err(loss)) => self.core.dialled(id, Err(loss), now),
             Op::Ended(stream, loss) if stream == self.stream => self.core.link_lost(loss, now),

@@ -47,6 +47,13 @@ pub(super) struct Envelope {
     pub(super) etag: String,
 }
 
+/// An answer, as it came.
+struct Answered {
+    status: StatusCode,
+    body: Bytes,
+    etag: String,
+}
+
 /// What a call sends beside its method and path.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Sent<'a> {
@@ -116,12 +123,28 @@ impl Client {
     ) -> Result<Envelope, Error> {
         let request = format!("{method} {}", without_query_secrets(path));
         match tokio::time::timeout(timeout, self.exchange(method, path, sent, &request)).await {
-            Ok(answer) => answer,
+            Ok(answer) => {
+                let Answered { status, body, etag } = answer?;
+                Ok(Envelope { etag, ..read_envelope(&request, status, &body)? })
+            }
             Err(_) => Err(Error::NoAnswer { request, after: timeout }),
         }
     }
 
-    async fn exchange(&self, method: Method, path: &str, sent: Sent<'_>, request: &str) -> Result<Envelope, Error> {
+    /// What is answered as it is, without an envelope. Never a path in a guest: a FIFO there would hang the call, and later the
+    /// instance.
+    pub(super) async fn download(&self, path: &str) -> Result<Bytes, Error> {
+        let request = format!("GET {path}");
+        let exchange = self.exchange(Method::GET, path, Sent::default(), &request);
+        let answer = tokio::time::timeout(CALL_TIMEOUT, exchange).await;
+        let answer = answer.map_err(|_| Error::NoAnswer { request: request.clone(), after: CALL_TIMEOUT })??;
+        if answer.status.is_success() {
+            return Ok(answer.body);
+        }
+        Err(refusal(&request, answer.status, &answer.body))
+    }
+
+    async fn exchange(&self, method: Method, path: &str, sent: Sent<'_>, request: &str) -> Result<Answered, Error> {
         let transport = |source| Error::Transport { request: request.to_owned(), source };
         let stream = self.connect().await?;
         let (mut sender, connection) =
@@ -143,18 +166,17 @@ impl Client {
             let etag = response.headers().get(hyper::header::ETAG).and_then(|etag| etag.to_str().ok());
             let etag = etag.unwrap_or_default().to_owned();
             let body = Limited::new(response.into_body(), MAX_ANSWER_BYTES).collect().await.map_err(transport)?;
-            Ok((status, body.to_bytes(), etag))
+            Ok(Answered { status, body: body.to_bytes(), etag })
         };
         tokio::pin!(answer);
-        let (status, body, etag) = tokio::select! {
+        tokio::select! {
             biased;
-            answer = &mut answer => answer?,
+            answer = &mut answer => answer,
             ended = connection => {
                 ended.map_err(|e| transport(e.into()))?;
-                answer.await?
+                answer.await
             }
-        };
-        Ok(Envelope { etag, ..read_envelope(request, status, &body)? })
+        }
     }
 }
 
@@ -167,10 +189,22 @@ fn read_envelope(request: &str, status: StatusCode, body: &[u8]) -> Result<Envel
     let envelope: Envelope = serde_json::from_slice(body)
         .map_err(|e| Error::Answer { request: request.to_owned(), problem: format!("status {status}, {e}") })?;
     if envelope.kind == "error" || !status.is_success() {
-        let code = if envelope.error_code == 0 { status.as_u16() } else { envelope.error_code };
-        return Err(Error::Refused { request: request.to_owned(), code, message: envelope.error });
+        return Err(refused(request, status, envelope));
     }
     Ok(envelope)
+}
+
+fn refused(request: &str, status: StatusCode, envelope: Envelope) -> Error {
+    let code = if envelope.error_code == 0 { status.as_u16() } else { envelope.error_code };
+    Error::Refused { request: request.to_owned(), code, message: envelope.error }
+}
+
+/// What an answer that is no success says, whether or not it stands in an envelope.
+fn refusal(request: &str, status: StatusCode, body: &[u8]) -> Error {
+    match serde_json::from_slice(body) {
+        Ok(envelope) => refused(request, status, envelope),
+        Err(_) => Error::Answer { request: request.to_owned(), problem: format!("status {status}") },
+    }
 }
 
 /// What Incus says of itself.
@@ -190,6 +224,9 @@ pub struct ServerEnvironment {
     /// Such as `6.0.4`.
     #[serde(default)]
     pub server_version: String,
+    /// Its own name, which in a cluster tells the members apart.
+    #[serde(default)]
+    pub server_name: String,
     /// Which kinds of instance it can run, such as `lxc`, or `lxc | qemu`.
     #[serde(default)]
     pub driver: String,

@@ -33,6 +33,18 @@ pub struct InstanceView {
     /// `container` or `virtual-machine`.
     #[serde(rename = "type", default)]
     pub kind: String,
+    /// The cluster member that it is on; `none` where there is no cluster.
+    #[serde(default)]
+    pub location: String,
+}
+
+/// Where the kernel of the host that runs a virtual machine finds it, and which machine that must be.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct VsockAddress {
+    /// Its context id. It may change at each start, and be another machine's afterwards.
+    pub cid: u32,
+    /// The machine's DMI `product_uuid`, in lower case.
+    pub machine_uuid: String,
 }
 
 /// What an instance's status means to pika-cloud.
@@ -52,6 +64,16 @@ impl InstanceView {
     /// Whether it was ever started, as far as Incus's own record goes.
     pub fn was_started(&self) -> bool {
         self.state() != InstanceState::Stopped || self.config.contains_key("volatile.last_state.power")
+    }
+
+    /// Where it is found over vsock, as Incus has it; `None` for a container, and for a machine that was never started.
+    pub fn vsock(&self) -> Option<VsockAddress> {
+        if self.kind != "virtual-machine" {
+            return None;
+        }
+        let cid = self.config.get("volatile.vsock_id")?.parse().ok()?;
+        let machine_uuid = self.config.get("volatile.uuid")?.to_ascii_lowercase();
+        Some(VsockAddress { cid, machine_uuid })
     }
 
     /// What its status means.
@@ -230,6 +252,14 @@ impl Client {
         Ok(ExecOperation { id: operation.id, secrets })
     }
 
+    /// The end of what an instance said on its console, as Incus kept it: at most `bytes` of it.
+    pub(crate) async fn console_tail(&self, project: &str, name: &str, bytes: usize) -> Result<String, Error> {
+        let path = format!("/1.0/instances/{}/console?type=log&project={}", encode(name), encode(project));
+        let console = self.download(&path).await?;
+        let tail = &console[console.len().saturating_sub(bytes)..];
+        Ok(String::from_utf8_lossy(tail).into_owned())
+    }
+
     /// The exit code of what an exec operation ran, where Incus still knows it.
     pub(crate) async fn exec_exit_code(&self, id: &str) -> Option<i64> {
         let operation = format!("/1.0/operations/{}", encode(id));
@@ -276,6 +306,26 @@ mod tests {
         assert_eq!(encode("pikaci/dev?x#y z"), "pikaci%2Fdev%3Fx%23y%20z");
     }
 
+    /// Context ids are large numbers of 32 bits; a stopped machine keeps its last one.
+    #[test]
+    fn a_machine_has_an_address_and_a_container_has_none() {
+        let view = |kind: &str, config: &[(&str, &str)]| InstanceView {
+            name: "a".into(),
+            project: "default".into(),
+            status: "Running".into(),
+            config: config.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect(),
+            kind: kind.into(),
+            location: "none".into(),
+        };
+        let uuid = ("volatile.uuid", "7D0A1F3C-0000-4000-8000-00000000000A");
+        let cid = ("volatile.vsock_id", "2795226010");
+        let address = VsockAddress { cid: 2_795_226_010, machine_uuid: uuid.1.to_ascii_lowercase() };
+        assert_eq!(view("virtual-machine", &[uuid, cid]).vsock(), Some(address));
+        assert_eq!(view("container", &[uuid, cid]).vsock(), None);
+        assert_eq!(view("virtual-machine", &[uuid]).vsock(), None);
+        assert_eq!(view("virtual-machine", &[uuid, ("volatile.vsock_id", "4294967296")]).vsock(), None);
+    }
+
     #[test]
     fn a_guest_that_calls_itself_ready_still_runs() {
         let view = |status: &str| InstanceView {
@@ -284,6 +334,7 @@ mod tests {
             status: status.into(),
             config: BTreeMap::new(),
             kind: "container".into(),
+            location: "none".into(),
         };
         assert_eq!(view("Ready").state(), InstanceState::Running);
         assert_eq!(view("Running").state(), InstanceState::Running);

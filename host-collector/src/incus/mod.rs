@@ -53,7 +53,7 @@ pub use client::Client;
 pub use client::{Server, ServerEnvironment};
 pub use error::{Class, Error};
 pub use events::{LifecycleEvents, Wakes};
-pub use instance::{Image, InstanceState, InstanceView, Profile};
+pub use instance::{Image, InstanceState, InstanceView, Profile, VsockAddress};
 pub(crate) use plan::is_marked;
 pub use plan::{Labels, Ownership, VolumeLabels, create_request, label};
 pub use provision::provision;

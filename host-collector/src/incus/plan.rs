@@ -249,6 +249,11 @@ fn config(spec: &RuntimeSpec, ownership: &Ownership, now: Duration) -> Map<Strin
     if let Some(mib) = spec.resources.memory_mib {
         set("limits.memory".to_owned(), format!("{mib}MiB").into());
     }
+    for (key, value) in [("security.secureboot", spec.incus.secureboot), ("security.csm", spec.incus.csm)] {
+        if let Some(value) = value {
+            set(key.to_owned(), value.to_string().into());
+        }
+    }
     config
 }
 

@@ -2,7 +2,7 @@
 
 use pika_cloud_common::digest::Digest;
 use pika_cloud_common::verdict::{Collection, Outcome};
-use pika_cloud_common::wire::Notice;
+use pika_cloud_common::wire::{Notice, Transport};
 use pika_cloud_common::{Command, RunResult, State, Status, Timestamp, Verdict};
 use serde::{Deserialize, Serialize, Serializer, ser};
 use serde_json::value::RawValue;
@@ -125,6 +125,11 @@ pub enum HostRecord {
         /// The stream's digest at `after_seq`.
         digest: Digest,
     },
+    /// Sessions come by another way than the last one did.
+    Session {
+        /// Which.
+        transport: Transport,
+    },
     /// The guest is about to be asked to start its workload.
     StartSent {
         /// Runtime and incarnation.
@@ -186,6 +191,11 @@ pub enum HostRecord {
         /// Incus's own word for the instance.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         instance_status: Option<String>,
+    },
+    /// The end of what the instance said on its console, where its agent was never heard.
+    Console {
+        /// Without control characters.
+        tail: String,
     },
     /// How far collection came.
     Collected {

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use pika_cloud_common::digest::Digest;
 use pika_cloud_common::verdict::{Collection, LastEvent, Outcome};
-use pika_cloud_common::wire::{Cursor, Notice};
+use pika_cloud_common::wire::{Cursor, Notice, Transport};
 use pika_cloud_common::{Command, Event, EventHead, RunResult, State, Status, Timestamp, Verdict};
 use serde::{Deserialize, Serialize};
 
@@ -153,6 +153,8 @@ pub struct View {
     pub boot_id: Option<String>,
     /// The agent's version.
     pub agent: Option<String>,
+    /// By which way the last session came.
+    pub transport: Option<Transport>,
     /// Whether, and when, the guest was asked to start its workload.
     pub start_sent: Option<StartSent>,
     /// When the guest said that it had.
@@ -167,6 +169,8 @@ pub struct View {
     pub command: Option<Command>,
     /// The end, once decided.
     pub ended: Option<Ended>,
+    /// The end of the console, where the agent was never heard.
+    pub console: Option<String>,
     /// How far collection came, once it was tried.
     pub collection: Option<Collection>,
     /// The verdict.
@@ -209,6 +213,7 @@ impl Default for View {
             spec_hash: None,
             boot_id: None,
             agent: None,
+            transport: None,
             start_sent: None,
             accepted_at: None,
             terminal: None,
@@ -216,6 +221,7 @@ impl Default for View {
             result: None,
             command: None,
             ended: None,
+            console: None,
             collection: None,
             verdict: None,
             kept: None,
@@ -341,6 +347,7 @@ impl View {
                 self.boot_id = Some(boot_id.clone());
                 self.agent = Some(agent.clone());
             }
+            HostRecord::Session { transport } => self.transport = Some(*transport),
             HostRecord::StartSent { request_id } => {
                 let stream_id = self.cursor.as_ref().map(|c| c.stream_id.clone()).unwrap_or_default();
                 self.start_sent = Some(StartSent { request_id: request_id.clone(), stream_id, at });
@@ -368,6 +375,7 @@ impl View {
                 self.taken_over = Some(TakenOver { owner: owner.clone(), term: *term });
             }
             HostRecord::Ended { .. }
+            | HostRecord::Console { .. }
             | HostRecord::Collected { .. }
             | HostRecord::Verdict { .. }
             | HostRecord::Kept { .. }
@@ -403,6 +411,7 @@ impl View {
                     at,
                 });
             }
+            HostRecord::Console { tail } => self.console = Some(tail.clone()),
             HostRecord::Collected { collection } => self.collection = Some(collection.clone()),
             HostRecord::Verdict { verdict } => self.verdict = Some((**verdict).clone()),
             HostRecord::Kept { for_secs } => self.kept = Some(Kept { at, for_secs: *for_secs }),

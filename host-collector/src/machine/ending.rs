@@ -61,9 +61,11 @@ impl Machine {
         }
     }
 
-    /// Invariant 7: on every terminal path, but for a policy that wants nothing.
+    /// Invariant 7: on every terminal path, but for a policy that wants nothing. What was started and never heard has its
+    /// console read all the same, as evidence.
     pub(super) fn collect(&mut self, actions: &mut Vec<Action>) {
-        if self.plan.collect == OutputCollectionMode::None && !self.leaves_workload() {
+        let was_heard = self.contact.booted || !self.provision.start_asked;
+        if self.plan.collect == OutputCollectionMode::None && was_heard && !self.leaves_workload() {
             return self.conclude(actions);
         }
         self.enter(Phase::Collecting);

@@ -87,9 +87,9 @@ impl Machine {
         self.deadlines.answer = None;
         match loss {
             // Whether the instance still runs is Incus's to say.
-            SessionLoss::Lost(message) => {
+            SessionLoss::Lost(message) | SessionLoss::NoTransport(message) => {
                 self.contact.last_loss = Some(message);
-                self.retry.later(now);
+                self.dial_later(now);
             }
             SessionLoss::NewStream => self.retry.later(now),
             SessionLoss::NoAgent(message) if !self.contact.booted => {
@@ -110,6 +110,15 @@ impl Machine {
                 self.end(EndDecision::died(DeathCause::ContractBroken, text).because(message), now, actions);
             }
         }
+    }
+
+    /// A guest that comes up is dialled often at first, and less and less often.
+    fn dial_later(&mut self, now: Duration) {
+        if let Some(boot) = self.deadlines.boot.filter(|_| !self.contact.booted) {
+            let since = (now + self.plan.boot).saturating_sub(boot);
+            self.retry.delay = (since / 64).clamp(FIRST_RETRY, LAST_RETRY);
+        }
+        self.retry.later(now);
     }
 
     /// A guest whose sessions end at once, again and again, is dialled less and less often. One that still owed an answer was

@@ -164,6 +164,8 @@ pub struct CallFailure {
 pub enum SessionLoss {
     /// The connection broke or could not be made.
     Lost(String),
+    /// This transport cannot be used from here; another one may.
+    NoTransport(String),
     /// The guest ended it because a new stream began.
     NewStream,
     /// The image has no agent.

@@ -1,5 +1,7 @@
 //! Bringing outputs to the host, within a budget of their own, on every terminal path (Invariant 7).
 //!
+//! Where the agent was never heard, the end of the console is read first, as evidence.
+//!
 //! With a session open, the archive is asked for at once; the guest sends what is left of its logs before it. Without one,
 //! Incus is asked for the instance, and as long as it runs and the budget lasts, the agent is dialled again. However it
 //! ends, the machine hears that it is over, and the journal how far it came.
@@ -15,10 +17,9 @@ use pika_cloud_common::spec::OutputCollectionMode;
 use pika_cloud_common::verdict::{Collection, Outcome};
 use pika_cloud_common::wire::{Archive, ArchiveLimits, HostMessage};
 
-use super::{Core, Effect, Stored};
+use super::{Call, Core, Effect, Stored};
 use crate::journal::HostRecord;
 use crate::machine::{CallFailure, Found, Input, SessionLoss};
-use crate::session::Session;
 
 /// Between two dials.
 const REDIAL: Duration = Duration::from_millis(250);
@@ -78,14 +79,47 @@ impl Core {
             is_of_another_boot: false,
             storing: None,
         });
-        if self.session.as_ref().is_some_and(Session::is_open) {
+        if self.has_session() {
             // The session itself shows what became of the instance; an answer that is still to come is of before.
             self.calls.look = None;
             self.stop_and_archive();
         } else {
             self.hang_up();
-            self.look();
+            if self.was_never_heard() {
+                self.ask_console();
+            } else {
+                self.look();
+            }
         }
+    }
+
+    /// An instance was started, and its agent did not say a word.
+    fn was_never_heard(&self) -> bool {
+        let view = self.records.view();
+        view.starting_at.is_some() && view.booted_at.is_none()
+    }
+
+    /// What the guest said on its console may tell why its agent said nothing.
+    fn ask_console(&mut self) {
+        // The answer to an earlier look says nothing of this collection.
+        self.calls.look = None;
+        let id = self.calls.new_id();
+        self.calls.console = Some(id);
+        self.effects.push_back(Effect::Call(id, Call::Console { instance: self.instance.clone() }));
+    }
+
+    /// The end of the console is here, as far as there is one.
+    pub(super) fn console(&mut self, console: Option<String>) {
+        if let Some(tail) = console.as_deref().and_then(super::console::tail) {
+            self.record_last(HostRecord::Console { tail });
+        }
+        if self.under_way().is_none() {
+            return;
+        }
+        if self.spec.policies.output_collection.mode == OutputCollectionMode::None {
+            return self.came_to_its_end(None, 0);
+        }
+        self.look();
     }
 
     /// Whether artifacts may come: not before they were asked for, nor while what came is being stored.
@@ -188,9 +222,12 @@ impl Core {
         collecting.is_stopping = false;
         let given_up = collecting.lost_sessions >= MAX_LOST_SESSIONS;
         match loss {
-            SessionLoss::Lost(_) | SessionLoss::NewStream if !given_up => self.collect_later(),
+            SessionLoss::Lost(_) | SessionLoss::NoTransport(_) | SessionLoss::NewStream if !given_up => {
+                self.collect_later()
+            }
             SessionLoss::NewStream => self.came_to_its_end(Some("the guest booted again".to_owned()), 0),
             SessionLoss::Lost(problem)
+            | SessionLoss::NoTransport(problem)
             | SessionLoss::NoAgent(problem)
             | SessionLoss::Refused(problem)
             | SessionLoss::Broken(problem) => self.came_to_its_end(Some(problem), 0),

@@ -1,7 +1,8 @@
 //! What the core asks of its shell, and what it is answered.
 
-use pika_cloud_common::wire::{ArchiveLimits, Entry, HostMessage};
+use pika_cloud_common::wire::{ArchiveLimits, Entry, HostMessage, Transport};
 
+use crate::incus::VsockAddress;
 use crate::journal::Commit;
 use crate::machine::{CallFailure, Destroyed};
 
@@ -19,6 +20,8 @@ pub enum Effect {
         id: CallId,
         /// The instance's present name.
         instance: String,
+        /// By which way.
+        transport: Transport,
     },
     /// Close the stream, if there is one, or forget about the one that is being opened. Nothing waits for that.
     HangUp,
@@ -71,6 +74,11 @@ pub enum Call {
         /// For which incarnation.
         incarnation: u32,
     },
+    /// Read the end of what it said on its console.
+    Console {
+        /// Its name.
+        instance: String,
+    },
     /// Stop it, without asking what runs in it.
     Halt {
         /// Its name.
@@ -96,6 +104,8 @@ pub enum Answer {
     Started(Result<(), CallFailure>),
     /// It is stopped.
     Halted(Result<(), CallFailure>),
+    /// The end of what it said on its console, where that can be read.
+    Console(Option<String>),
     /// It is gone.
     Destroyed(Result<Destroyed, CallFailure>),
 }
@@ -111,6 +121,8 @@ pub struct Seen {
     pub state: crate::incus::InstanceState,
     /// Whose it is, by its labels.
     pub claim: Option<Claim>,
+    /// Where it is found over vsock, if it is a machine that was started.
+    pub vsock: Option<VsockAddress>,
 }
 
 /// Whose an instance is.

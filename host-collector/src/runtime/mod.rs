@@ -20,10 +20,12 @@
 
 mod collecting;
 mod commit;
+mod console;
 mod effect;
 mod intake;
 mod logs;
 mod perform;
+mod route;
 mod start;
 mod talk;
 
@@ -36,6 +38,7 @@ use pika_cloud_common::wire::Ack;
 use pika_cloud_common::{Command, RuntimeSpec};
 
 use crate::clock::Now;
+use crate::incus::VsockAddress;
 use crate::journal::{Commit, Records, View};
 use crate::machine::{Input, Machine, Phase, Plan, SessionLoss, Transition};
 use crate::session::Session;
@@ -43,6 +46,7 @@ use collecting::Collecting;
 use commit::Batch;
 use intake::Intake;
 use logs::LogMarks;
+use route::{Peer, Route};
 
 pub use effect::{Answer, Call, CallId, Claim, Effect, Outputs, Seen, Stored};
 
@@ -61,6 +65,10 @@ pub struct Core {
     intake: Intake,
     machine: Machine,
     session: Option<Session>,
+    /// By which way the agent is dialled.
+    route: Route,
+    /// Who is at the other end of the stream.
+    peer: Peer,
     /// What the open session's stream is to our run.
     stream: StreamOf,
     collecting: Option<Collecting>,
@@ -104,6 +112,7 @@ struct Calls {
     last_id: CallId,
     look: Option<CallId>,
     dial: Option<CallId>,
+    console: Option<CallId>,
     /// A call that changes the instance. There is one at most: a create that is still under way would make behind our back
     /// what is being destroyed.
     change: Option<CallId>,
@@ -136,6 +145,8 @@ impl Core {
             intake: Intake::default(),
             machine,
             session: None,
+            route: Route::new(spec.incus.instance_type),
+            peer: Peer::Ours,
             stream: StreamOf::default(),
             collecting: None,
             grace_given: false,
@@ -206,7 +217,7 @@ impl Core {
     /// Whether bytes of the guest may come. While they may not, the transport holds the guest back (Invariant 5).
     pub fn wants_read(&self) -> bool {
         let bound = self.spec.limits.event_bytes.clamp(MIN_PENDING_BYTES, MAX_PENDING_BYTES);
-        self.session.is_some() && (self.records.pending() as u64) < bound
+        self.session.is_some() && !self.peer.is_asked() && (self.records.pending() as u64) < bound
     }
 
     /// Incus answered a call.
@@ -221,12 +232,16 @@ impl Core {
         self.calls.dial == Some(id)
     }
 
-    /// There is a stream to the agent, or there is none to be had.
-    pub fn dialled(&mut self, id: CallId, dialled: Result<(), SessionLoss>, now: Now) {
+    /// There is a stream to the agent, or there is none to be had. One over vsock names where it leads to.
+    pub fn dialled(&mut self, id: CallId, dialled: Result<Option<VsockAddress>, SessionLoss>, now: Now) {
         self.now = now;
         if self.calls.dial.take_if(|dial| *dial == id).is_some() {
             match dialled {
-                Ok(()) => self.connected(),
+                Ok(address) => {
+                    self.peer = address.map_or(Peer::Ours, Peer::Dialled);
+                    self.connected();
+                }
+                Err(SessionLoss::NoTransport(message)) => self.no_transport(message),
                 Err(loss) => self.session_lost(loss),
             }
             self.settle();

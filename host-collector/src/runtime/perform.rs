@@ -1,10 +1,10 @@
 //! Carrying out what the machine decided, and bringing back what came of it.
 
 use pika_cloud_common::request::REQUEST_SCHEMA_VERSION;
-use pika_cloud_common::wire::{Empty, HostMessage, Signal, Start as StartMessage};
+use pika_cloud_common::wire::{Empty, HostMessage, Signal, Start as StartMessage, Transport};
 use pika_cloud_common::{GuestRequest, State};
 
-use super::{Answer, Call, CallId, Core, Effect, Intake, LogMarks, Seen};
+use super::{Answer, Call, CallId, Core, Effect, Intake, LogMarks, Peer, Seen};
 use crate::incus::InstanceState;
 use crate::journal::HostRecord;
 use crate::machine::{Action, CallFailure, EndDecision, Found, Input, Phase};
@@ -100,9 +100,14 @@ impl Core {
     }
 
     pub(super) fn dial(&mut self) {
+        let transport = self.route.take();
+        self.dial_by(transport);
+    }
+
+    pub(super) fn dial_by(&mut self, transport: Transport) {
         let id = self.calls.new_id();
         self.calls.dial = Some(id);
-        self.effects.push_back(Effect::Dial { id, instance: self.instance.clone() });
+        self.effects.push_back(Effect::Dial { id, instance: self.instance.clone(), transport });
     }
 
     /// A start that still waits for the disk is not sent any more, not in this session and not in the next.
@@ -120,6 +125,7 @@ impl Core {
 
     pub(super) fn hang_up(&mut self) {
         let waited = self.waits_to_open();
+        self.peer = Peer::Ours;
         self.next_commit.forget_session();
         self.in_commit.iter_mut().for_each(super::Batch::forget_session);
         if self.session.take().is_some() || self.calls.dial.take().is_some() || waited {
@@ -174,7 +180,7 @@ impl Core {
 
     /// Tells the guest that it may go.
     fn release(&mut self) {
-        if self.session.as_ref().is_some_and(crate::session::Session::is_open) {
+        if self.has_session() {
             self.send(HostMessage::Release(Empty {}));
             self.session = None;
             self.effects.push_back(Effect::Farewell);
@@ -210,15 +216,23 @@ impl Core {
         self.logs = LogMarks::new(self.spec.limits.log_bytes, &mut self.records, &std::collections::BTreeMap::new());
         self.intake = Intake::default();
         (self.session, self.collecting, self.instance_status, self.gather_until) = (None, None, None, None);
-        self.grace_given = false;
+        (self.grace_given, self.peer) = (false, Peer::Ours);
     }
 
     /// Takes the answer of a call, if anybody still waits for it.
     pub(super) fn answered(&mut self, id: CallId, answer: Answer) {
         match answer {
+            Answer::Looked(looked) if matches!(self.peer, Peer::Asked { id: asked, .. } if asked == id) => {
+                self.identified(looked);
+            }
             Answer::Looked(looked) => {
                 if self.calls.look.take_if(|look| *look == id).is_some() {
                     self.looked(looked);
+                }
+            }
+            Answer::Console(console) => {
+                if self.calls.console.take_if(|console| *console == id).is_some() {
+                    self.console(console);
                 }
             }
             change => {
@@ -239,7 +253,7 @@ impl Core {
             Answer::Halted(answer) => Input::Halted(answer),
             Answer::Destroyed(answer) => Input::Destroyed(answer),
             // Told apart by the caller.
-            Answer::Looked(_) => return,
+            Answer::Looked(_) | Answer::Console(_) => return,
         });
         if self.calls.change.is_none()
             && let Some(next) = self.calls.next_change.take()
@@ -264,7 +278,7 @@ impl Core {
     }
 
     /// Invariants 4 and 6: what is not ours is another's, and a higher term is a take-over.
-    fn found(&mut self, seen: Option<Seen>) -> Found {
+    pub(super) fn found(&mut self, seen: Option<Seen>) -> Found {
         let Some(seen) = seen else { return Found::Absent };
         let Some(claim) = seen.claim.filter(|claim| claim.runtime_id == self.spec.identity.runtime_id) else {
             return Found::Foreign;

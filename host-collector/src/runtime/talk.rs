@@ -3,12 +3,13 @@
 use std::collections::BTreeMap;
 
 use pika_cloud_common::digest::Digest;
-use pika_cloud_common::wire::{Ack, EndReason, ErrorCode, Notice, Role, SessionError};
+use pika_cloud_common::wire::{Ack, EndReason, Entry, ErrorCode, Notice, Role, SessionError};
 
 use super::commit::Batch;
-use super::{Core, Outputs};
+use super::route::{Peer, is_still_at, stranger};
+use super::{Call, Core, Effect, Outputs, Seen};
 use crate::journal::HostRecord;
-use crate::machine::{Guest, Input, SessionLoss};
+use crate::machine::{CallFailure, Found, Guest, Input, SessionLoss};
 use crate::session::{Opened, Received, Session, SessionFault};
 
 /// Streams that an incarnation may have: its own, and what an image or an earlier boot left before it.
@@ -38,14 +39,38 @@ impl Core {
         self.send(hello);
     }
 
+    /// This way cannot be taken from here; where there is another, that is no loss.
+    pub(super) fn no_transport(&mut self, message: String) {
+        let closed = self.route.last();
+        self.route.is_closed();
+        let next = self.route.take();
+        if next == closed {
+            return self.session_lost(SessionLoss::Lost(message));
+        }
+        self.dial_by(next);
+    }
+
     /// There is no session any more, or there was none to be had.
     pub(super) fn session_lost(&mut self, loss: SessionLoss) {
+        if !self.has_session() {
+            self.route.missed();
+        }
         self.hang_up();
+        let loss = match loss {
+            // A machine's agent may be served all the same, over vsock.
+            SessionLoss::NoAgent(message) if self.route.has_choice() => SessionLoss::Lost(message),
+            loss => loss,
+        };
         if self.collecting.is_some() {
             self.collecting_lost(loss);
         } else {
             self.step(Input::NoSession(loss));
         }
+    }
+
+    /// Whether a session is open with our instance.
+    pub(super) fn has_session(&self) -> bool {
+        self.session.as_ref().is_some_and(Session::is_open) && matches!(self.peer, Peer::Ours)
     }
 
     fn fault(&mut self, fault: &SessionFault) {
@@ -84,9 +109,13 @@ impl Core {
         let Some(session) = &mut self.session else { return };
         session.filled(n, self.now.mono);
         // Bytes before a hello may come from anything; they keep no silent guest alive.
-        if session.is_open() {
+        if self.has_session() {
             self.step(Input::Heard);
         }
+        self.take_messages(outputs);
+    }
+
+    fn take_messages(&mut self, outputs: &mut impl Outputs) {
         loop {
             match self.take_next(outputs) {
                 Ok(Taken::Nothing) => return self.tick_stopping(),
@@ -94,6 +123,7 @@ impl Core {
                 Ok(Taken::Refused(error)) => self.refused(error),
                 Ok(Taken::End(reason)) => return self.ended_by_guest(reason),
                 Ok(Taken::Archived { skipped, truncated }) => self.archived(skipped, truncated),
+                Ok(Taken::Stranger(message)) => return self.session_lost(SessionLoss::Lost(message)),
                 Err(fault) => return self.fault(&fault),
             }
         }
@@ -101,6 +131,9 @@ impl Core {
 
     /// The next thing that the session has, into records, logs and artifacts.
     fn take_next(&mut self, outputs: &mut impl Outputs) -> Result<Taken, SessionFault> {
+        if self.peer.is_asked() {
+            return Ok(Taken::Nothing);
+        }
         let (keeps_logs, takes_entries) = (self.keeps_logs(), self.takes_entries());
         let Self { session, records, logs, intake, next_commit, now, .. } = self;
         let Some(session) = session else { return Ok(Taken::Nothing) };
@@ -128,9 +161,7 @@ impl Core {
                     intake.document(records, HostRecord::Result { result: Box::new(result) }, *now);
                 }
             }
-            Received::Opened(opened) => {
-                self.opened(opened);
-            }
+            Received::Opened(opened) => return Ok(self.said_hello(opened)),
             Received::Notice(notice) => return Ok(self.notice(notice)),
             Received::Refused(error) => return Ok(Taken::Refused(error)),
             Received::End(reason) => return Ok(Taken::End(reason)),
@@ -138,9 +169,46 @@ impl Core {
         Ok(Taken::More)
     }
 
+    /// Whoever answered over vsock must be the machine that was dialled.
+    fn said_hello(&mut self, opened: Opened) -> Taken {
+        match std::mem::take(&mut self.peer) {
+            Peer::Dialled(address) => {
+                if let Some(stranger) = stranger(&address, &opened) {
+                    return Taken::Stranger(stranger);
+                }
+                let id = self.calls.new_id();
+                self.peer = Peer::Asked { id, address, opened: Box::new(opened) };
+                self.effects.push_back(Effect::Call(id, Call::Look { instance: self.instance.clone(), search: false }));
+                Taken::Nothing
+            }
+            Peer::Ours | Peer::Asked { .. } => {
+                self.opened(opened);
+                Taken::More
+            }
+        }
+    }
+
+    /// Incus said whether the machine that answered is still our instance's.
+    pub(super) fn identified(&mut self, looked: Result<Option<Seen>, CallFailure>) {
+        let Peer::Asked { address, opened, .. } = std::mem::take(&mut self.peer) else { return };
+        let is_it = matches!(&looked, Ok(Some(seen)) if is_still_at(&address, seen));
+        if is_it && looked.map(|seen| self.found(seen)) == Ok(Found::Running) {
+            self.opened(*opened);
+            // What came with the hello. Nothing was asked for yet that could bring artifacts.
+            return self.take_messages(&mut Nowhere);
+        }
+        let message = format!("CID {} is not known to be this instance's any more", address.cid);
+        self.session_lost(SessionLoss::Lost(message));
+    }
+
     /// Writes down which stream it is, and tells the machine.
     fn opened(&mut self, opened: Opened) {
         let Opened { hello, new_stream } = opened;
+        self.route.opened();
+        let transport = self.route.last();
+        if self.records.view().transport != Some(transport) {
+            self.intake.document(&mut self.records, HostRecord::Session { transport }, self.now);
+        }
         let view = self.records.view();
         let ours = hello.request_id.as_deref() == Some(self.request_id().as_str());
         // What another request's run says is nothing of this incarnation's: a guest that was restored to it is not ours.
@@ -254,4 +322,15 @@ enum Taken {
     End(EndReason),
     /// The archive is over.
     Archived { skipped: u64, truncated: bool },
+    /// It is not with our machine: why.
+    Stranger(String),
+}
+
+/// For artifacts that nobody asked for.
+struct Nowhere;
+
+impl Outputs for Nowhere {
+    fn entry(&mut self, _: &Entry) {}
+
+    fn bytes(&mut self, _: &[u8]) {}
 }

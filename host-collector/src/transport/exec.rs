@@ -55,7 +55,7 @@ pub(crate) async fn dial_exec(client: &Client, project: &str, instance: &str) ->
     let stderr_task = tokio::spawn(keep_tail(errors, Arc::clone(&stderr))).abort_handle();
     let diagnosis =
         Diagnosis { client: client.clone(), operation_id: operation.id, stderr, stderr_task, _control: control };
-    Ok(Link { reader: Box::new(output), writer: Box::new(input), diagnosis: Box::new(diagnosis) })
+    Ok(Link { reader: Box::new(output), writer: Box::new(input), diagnosis: Box::new(diagnosis), vsock: None })
 }
 
 /// Reads to the end and keeps the last bytes, so that a chatty agent neither blocks nor grows the host.

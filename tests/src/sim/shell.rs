@@ -272,7 +272,7 @@ impl World {
         } else if !inhabitant.guest.up || inhabitant.guest.is_frozen(now) {
             Err(SessionLoss::Lost("the agent does not answer".to_owned()))
         } else {
-            Ok(())
+            Ok(None)
         };
         if dialled.is_ok() {
             self.connect(serial, runtime);
@@ -353,7 +353,8 @@ impl World {
 
     fn ask(&mut self, runtime: usize, serial: u64, id: u64, call: Call) {
         let ask = match &call {
-            Call::Look { .. } | Call::Destroy { .. } => Ask::Look,
+            // A console has nothing to say, and is read as fast as the instance.
+            Call::Look { .. } | Call::Destroy { .. } | Call::Console { .. } => Ask::Look,
             Call::Create { incarnation, term } => Ask::Create(self.config(runtime, *incarnation, *term)),
             Call::Start { .. } => Ask::Start,
             Call::Halt { .. } => Ask::Stop,
@@ -362,6 +363,7 @@ impl World {
             Call::Look { instance, .. }
             | Call::Start { instance, .. }
             | Call::Halt { instance }
+            | Call::Console { instance }
             | Call::Destroy { instance, .. } => instance.clone(),
             Call::Create { .. } => self.plan.runtimes[runtime].spec.identity.instance_name.clone(),
         };
@@ -446,6 +448,7 @@ impl World {
             Call::Create { .. } => Answer::Created(done(came)),
             Call::Start { .. } => Answer::Started(done(came)),
             Call::Halt { .. } => Answer::Halted(done(came)),
+            Call::Console { .. } => Answer::Console(came.is_ok().then(|| "login:".to_owned())),
             Call::Destroy { .. } => match self.destroy_on(at, came) {
                 Some(answer) => Answer::Destroyed(answer),
                 None => return Ok(()),
@@ -468,7 +471,7 @@ impl World {
             Status::Error => InstanceState::Error,
         };
         let name = self.operations[at].name.clone();
-        Some(Seen { name, status: status.as_str().to_owned(), state, claim: claim(&config) })
+        Some(Seen { name, status: status.as_str().to_owned(), state, claim: claim(&config), vsock: None })
     }
 
     /// The next step of a destruction, as the real shell takes it; or what it came to.

@@ -20,7 +20,7 @@ pub(crate) async fn inspect(cloud: &Cloud, id: &str, json: bool) -> Result<ExitC
         "state": state(view),
         "instance": found.spec.identity.instance_name,
         "instance_status": found.instance_status,
-        "transport": "exec",
+        "transport": view.transport,
         "agent": view.agent,
         "stream_id": view.cursor.as_ref().map(|cursor| &cursor.stream_id),
         "last_seq": view.cursor.as_ref().map(|cursor| cursor.seq),

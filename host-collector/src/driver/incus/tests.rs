@@ -30,7 +30,7 @@ impl Fake {
         let mut of = spec();
         of.identity.runtime_id = runtime_id.to_owned();
         let ownership = Ownership { owner: owner.to_owned(), term: 2, incarnation };
-        let config = create_request(&of, &ownership, std::time::Duration::ZERO, None)["config"].clone();
+        let config = create_request(&of, &ownership, Duration::ZERO, None)["config"].clone();
         let asked = Arc::new(Mutex::new(Vec::new()));
         let (listener, heard) = (UnixListener::bind(&path).unwrap(), Arc::clone(&asked));
         tokio::spawn(async move {

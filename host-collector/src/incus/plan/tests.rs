@@ -170,3 +170,15 @@ fn only_a_bounded_run_expires_and_beyond_all_its_deadlines() {
     spec.policies.retention_policy = RetentionPolicy::KeepUntilStopped;
     assert_eq!(expiry(&spec), None, "it is kept");
 }
+
+#[test]
+fn a_machine_has_the_firmware_of_its_spec() {
+    let mut machine = spec();
+    machine.incus.instance_type = InstanceType::VirtualMachine;
+    assert_eq!(request(&machine)["type"], "virtual-machine");
+    assert_eq!(created(&machine).get("security.secureboot"), None, "the profile says it");
+    (machine.incus.secureboot, machine.incus.csm) = (Some(false), Some(true));
+    let config = created(&machine);
+    assert_eq!((config["security.secureboot"].as_str(), config["security.csm"].as_str()), ("false", "true"));
+    assert!(machine.validate().is_ok());
+}

@@ -19,7 +19,7 @@ fn what_incus_is_asked_for_stands_in_the_journal_first() {
     assert_eq!(shell.committed(), ["start pika-7"]);
     assert_eq!(shell.changed(Answer::Started(Ok(()))), ["dial pika-7"]);
     assert_eq!(shell.dialled(), ["send hello"]);
-    assert_eq!(shell.hello("s-1"), ["commit stream"]);
+    assert_eq!(shell.hello("s-1"), ["commit session stream"]);
     assert_eq!(shell.committed(), ["commit state start_sent"]);
     assert_eq!(shell.committed(), ["send start job-7.1"]);
 }
@@ -106,7 +106,7 @@ fn nothing_is_made_behind_an_end() {
     started.settled();
     assert_eq!(started.changed(Answer::Created(Ok(()))), ["commit state instance_starting"]);
     started.core.command(Command::Cancel, started.now);
-    assert_eq!(started.settled(), ["look pika-7 or search", "commit command ended !"]);
+    assert_eq!(started.settled(), ["console pika-7", "commit command ended !"]);
 }
 
 #[test]
@@ -132,7 +132,7 @@ fn answers_that_nobody_waits_for_change_nothing() {
     dialing.changed(Answer::Started(Ok(())));
     assert!(dialing.core.waits_for_dial(dialing.dial));
     dialing.core.command(Command::Cancel, dialing.now);
-    assert_eq!(dialing.asked(), ["hang up", "look pika-7 or search", "commit command ended !"]);
+    assert_eq!(dialing.asked(), ["hang up", "console pika-7", "commit command ended !"]);
     assert!(!dialing.core.waits_for_dial(dialing.dial));
     assert_eq!(dialing.dialled(), [""; 0]);
     assert!(!dialing.core.wants_read());

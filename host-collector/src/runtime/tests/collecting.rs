@@ -255,6 +255,8 @@ fn outputs_of_a_guest_that_was_asked_for_nothing_are_whole() {
     shell.changed(Answer::Started(Ok(())));
     shell.core.command(Command::Cancel, shell.now);
     shell.settled();
+    shell.core.answer(shell.console, Answer::Console(None), shell.now);
+    shell.asked();
     shell.looked(Some(running()));
     shell.dialled();
     shell.hello("s-1");

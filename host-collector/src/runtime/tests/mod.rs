@@ -4,13 +4,15 @@ mod asking;
 mod collecting;
 mod late;
 mod saying;
+mod vsock;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use pika_cloud_common::wire::{Entry, GuestMessage, LogChunk, Notice, write_event};
 
-use pika_cloud_common::wire::HostMessage;
+use pika_cloud_common::spec::InstanceType;
+use pika_cloud_common::wire::{HostMessage, Transport};
 
 use super::*;
 use crate::incus::InstanceState;
@@ -22,6 +24,7 @@ fn spec() -> RuntimeSpec {
     let mut spec = RuntimeSpec::default();
     spec.identity.runtime_id = "job-7".to_owned();
     spec.identity.instance_name = "pika-7".to_owned();
+    spec.incus.instance_type = InstanceType::Container;
     spec.policies.output_collection.artifact_globs = vec!["**".to_owned()];
     spec
 }
@@ -47,6 +50,7 @@ struct Shell {
     look: CallId,
     change: CallId,
     dial: CallId,
+    console: CallId,
     commit: Option<Commit>,
     came: Came,
 }
@@ -58,7 +62,7 @@ impl Shell {
         let mut records = Records::new(View::default(), spec.limits.event_bytes, 0);
         records.begin("v1:aa".to_owned(), 0, now);
         let core = Core::open(Arc::new(spec), "me".into(), records, &BTreeMap::new(), 7, now);
-        Self { core, now, look: 0, change: 0, dial: 0, commit: None, came: Came::default() }
+        Self { core, now, look: 0, change: 0, dial: 0, console: 0, commit: None, came: Came::default() }
     }
 
     /// What is to be done, a word or two for each.
@@ -76,6 +80,10 @@ impl Shell {
                 self.look = id;
                 format!("look {instance}{}", if search { " or search" } else { "" })
             }
+            Effect::Call(id, Call::Console { instance }) => {
+                self.console = id;
+                format!("console {instance}")
+            }
             Effect::Call(id, call) => {
                 self.change = id;
                 match call {
@@ -83,12 +91,13 @@ impl Shell {
                     Call::Start { instance, .. } => format!("start {instance}"),
                     Call::Halt { instance } => format!("halt {instance}"),
                     Call::Destroy { instance, term } => format!("destroy {instance} {term}"),
-                    Call::Look { .. } => unreachable!("told apart above"),
+                    Call::Look { .. } | Call::Console { .. } => unreachable!("told apart above"),
                 }
             }
-            Effect::Dial { id, instance } => {
+            Effect::Dial { id, instance, transport } => {
                 self.dial = id;
-                format!("dial {instance}")
+                let way = if transport == Transport::Exec { "" } else { " over vsock" };
+                format!("dial {instance}{way}")
             }
             Effect::HangUp => "hang up".to_owned(),
             Effect::Farewell => "farewell".to_owned(),
@@ -132,7 +141,7 @@ impl Shell {
     }
 
     fn dialled(&mut self) -> Vec<String> {
-        self.core.dialled(self.dial, Ok(()), self.now);
+        self.core.dialled(self.dial, Ok(None), self.now);
         self.asked()
     }
 
@@ -153,6 +162,7 @@ impl Shell {
         let mut left = bytes;
         while !left.is_empty() {
             let space = self.core.space();
+            assert!(!space.is_empty(), "there is no session to read into");
             let (piece, rest) = left.split_at(space.len().min(left.len()));
             space[..piece.len()].copy_from_slice(piece);
             self.core.read(piece.len(), self.now, &mut self.came);
@@ -274,7 +284,7 @@ fn claim() -> Claim {
 }
 
 fn seen(state: InstanceState) -> Seen {
-    Seen { name: "pika-7".to_owned(), status: format!("{state:?}"), state, claim: Some(claim()) }
+    Seen { name: "pika-7".to_owned(), status: format!("{state:?}"), state, claim: Some(claim()), vsock: None }
 }
 
 fn running() -> Seen {

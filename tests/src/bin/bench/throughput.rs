@@ -184,12 +184,13 @@ impl Host {
             Effect::Call(id, Call::Look { instance, .. }) => {
                 let runtime_id = self.core.spec().identity.runtime_id.clone();
                 let claim = Some(Claim { runtime_id, owner: OWNER.to_owned(), term: 1 });
-                let seen = Seen { name: instance, status: "Running".to_owned(), state: InstanceState::Running, claim };
+                let (status, state) = ("Running".to_owned(), InstanceState::Running);
+                let seen = Seen { name: instance, status, state, claim, vsock: None };
                 self.core.answer(id, Answer::Looked(Ok(Some(seen))), self.clock.now());
             }
             Effect::Dial { id, .. } => {
                 *agent = Some(Agent::start(program, root)?);
-                self.core.dialled(id, Ok(()), self.clock.now());
+                self.core.dialled(id, Ok(None), self.clock.now());
             }
             // The stream is there already; nothing is to run.
             Effect::Send(HostMessage::Start(_)) => {}

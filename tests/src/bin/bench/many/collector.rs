@@ -11,6 +11,7 @@ use std::task::{Context, Poll, Waker};
 use anyhow::{Context as _, anyhow};
 use pika_cloud_common::RuntimeSpec;
 use pika_cloud_common::spec::hash;
+use pika_cloud_common::wire::Transport;
 use pika_host_collector::clock::HostClock;
 use pika_host_collector::driver::{Backend, Driver, Explain, Link, Parts, RuntimeFolder, Until};
 use pika_host_collector::incus::{Client, InstanceState, LifecycleEvents};
@@ -202,6 +203,7 @@ impl Local {
             status: "Running".to_owned(),
             state: InstanceState::Running,
             claim: Some(claim),
+            vsock: None,
         })
     }
 }
@@ -216,14 +218,16 @@ impl Backend for Local {
                 Answer::Started(Ok(()))
             }
             Call::Halt { .. } => Answer::Halted(Ok(())),
+            Call::Console { .. } => Answer::Console(None),
             Call::Destroy { .. } => Answer::Destroyed(Ok(Destroyed::Gone)),
         };
         std::future::ready(answer)
     }
 
-    fn dial(&self, _: String) -> impl Future<Output = Result<Link, SessionLoss>> + Send + 'static {
+    fn dial(&self, _: String, _: Transport) -> impl Future<Output = Result<Link, SessionLoss>> + Send + 'static {
         let end = || End { line: Arc::clone(&self.line), number: self.number };
-        std::future::ready(Ok(Link { reader: Box::new(end()), writer: Box::new(end()), diagnosis: Box::new(Unknown) }))
+        let (reader, writer, diagnosis) = (Box::new(end()), Box::new(end()), Box::new(Unknown));
+        std::future::ready(Ok(Link { reader, writer, diagnosis, vsock: None }))
     }
 }
 
