@@ -177,7 +177,7 @@ impl Follower {
     }
 
     /// Nothing more is in this segment now: whether it goes on in a later one.
-    fn leave(&mut self, durable: Option<Durable>) -> Result<bool, JournalError> {
+    pub(super) fn leave(&mut self, durable: Option<Durable>) -> Result<bool, JournalError> {
         let Some(at) = &mut self.at else { return Ok(false) };
         let segment = at.segment;
         let has_later = if let Some(durable) = durable {
