@@ -149,7 +149,6 @@ impl Follower {
         let name = segment_name(at.segment);
         let durable = self.durable.as_ref().map(|durable| *durable.borrow());
         let limit = match durable {
-            Some(durable) if durable.segment < at.segment => 0,
             Some(durable) if durable.segment == at.segment => durable.length,
             _ => u64::MAX,
         };
