@@ -264,3 +264,57 @@ impl Writer {
         self.commit(Commit::default()).await.map(|_| ())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::MetadataExt as _;
+
+    use tempfile::TempDir;
+
+    use super::*;
+    use crate::clock::Now;
+    use crate::journal::Records;
+
+    /// A commit to a journal of its own.
+    fn job(folder: &Path) -> Job {
+        let (store, view) = Store::open(DiskFs::new(folder), "job-7").unwrap();
+        let mut records = Records::new(view, 1 << 20, 0);
+        records.begin("v1:aa".to_owned(), 0, Now::default());
+        let commit = records.take_commit(false).unwrap();
+        let (durable, done) = (Arc::new(watch::channel(Durable::default()).0), oneshot::channel().0);
+        Job { store, commit, _lock: None, durable, done, result: Ok(()) }
+    }
+
+    #[test]
+    fn many_share_a_sync_and_few_do_not() {
+        for count in [SYNC_ALL_FROM - 1, SYNC_ALL_FROM] {
+            let folders: Vec<_> = (0..count).map(|_| TempDir::new().unwrap()).collect();
+            let mut jobs: Vec<_> = folders.iter().map(|folder| job(folder.path())).collect();
+            let mut volumes = Volumes::default();
+            commit_all(&mut jobs, &mut volumes);
+            assert!(jobs.iter().all(|job| job.result.is_ok()));
+            assert_eq!(volumes.0.len(), usize::from(count >= SYNC_ALL_FROM), "for {count}");
+        }
+    }
+
+    /// Those that wait on one file system are enough, or each of them is synced by itself; nobody else is taken for synced.
+    #[test]
+    fn a_shared_sync_is_for_enough_on_one_file_system() {
+        let folder = TempDir::new().unwrap();
+        let mut volumes = Volumes::default();
+        let here = volumes.open(&DiskFs::new(folder.path()));
+        assert_eq!(here, Some(std::fs::metadata(folder.path()).unwrap().dev()));
+        assert_eq!(volumes.open(&DiskFs::new(&folder.path().join("gone"))), None);
+        for (wait, are_done, elsewhere) in [(SYNC_ALL_FROM, 0, 1), (SYNC_ALL_FROM - 1, 1, 1), (SYNC_ALL_FROM - 1, 0, 2)]
+        {
+            let (mut devices, mut unsynced) = (vec![here; wait + are_done], vec![true; wait]);
+            devices.resize(wait + are_done + elsewhere, None);
+            unsynced.resize(wait + are_done, false);
+            unsynced.resize(wait + are_done + elsewhere, true);
+            let left = |unsynced: &[bool]| unsynced.iter().filter(|unsynced| **unsynced).count();
+            volumes.sync(&devices, &mut unsynced);
+            let expected = if wait >= SYNC_ALL_FROM { elsewhere } else { wait + elsewhere };
+            assert_eq!(left(&unsynced), expected, "{wait} and {are_done} of {}", devices.len());
+        }
+    }
+}

@@ -149,7 +149,6 @@ impl Follower {
         let name = segment_name(at.segment);
         let durable = self.durable.as_ref().map(|durable| *durable.borrow());
         let limit = match durable {
-            Some(durable) if durable.segment < at.segment => 0,
             Some(durable) if durable.segment == at.segment => durable.length,
             _ => u64::MAX,
         };
@@ -177,7 +176,7 @@ impl Follower {
     }
 
     /// Nothing more is in this segment now: whether it goes on in a later one.
-    fn leave(&mut self, durable: Option<Durable>) -> Result<bool, JournalError> {
+    pub(super) fn leave(&mut self, durable: Option<Durable>) -> Result<bool, JournalError> {
         let Some(at) = &mut self.at else { return Ok(false) };
         let segment = at.segment;
         let has_later = if let Some(durable) = durable {

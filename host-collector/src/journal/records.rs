@@ -262,6 +262,24 @@ mod tests {
     }
 
     #[test]
+    fn a_segment_is_an_eighth_of_the_bound_within_limits() {
+        let segment_bytes = |event_bytes| Records::new(View::default(), event_bytes, 0).segment_bytes;
+        assert_eq!([0, 1 << 20, 1 << 40].map(segment_bytes), [64 << 10, 128 << 10, 16 << 20]);
+    }
+
+    #[test]
+    fn room_is_not_given_back_where_the_next_incarnation_begins_at_once() {
+        let mut records = Records::new(View::default(), 1 << 20, 0);
+        let over = || HostRecord::Finished { destroyed: true, restart_in_ms: None };
+        records.begin("v1:aa".to_owned(), 0, Now::default());
+        records.host(over(), Now::default());
+        assert!(records.take_commit(true).unwrap().finishes);
+        records.host(over(), Now::default());
+        records.begin("v1:aa".to_owned(), 0, Now::default());
+        assert!(!records.take_commit(true).unwrap().finishes);
+    }
+
+    #[test]
     fn a_buffer_is_used_again_while_there_is_more_to_say_and_given_back_behind_it() {
         let mut records = Records::new(View::default(), 1 << 20, 0);
         let now = Now::default();

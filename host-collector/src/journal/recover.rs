@@ -66,11 +66,10 @@ impl<'a, F: Fs> Lines<'a, F> {
         }
     }
 
-    /// Passes a piece that holds no line. Gives whether there was one.
+    /// Passes a piece that holds no line. Gives whether anything stands behind it.
     fn skip(&mut self) -> io::Result<bool> {
-        let left = self.bytes.len() > self.used;
         self.used = self.bytes.len();
-        Ok(left || self.more()?)
+        self.more()
     }
 
     fn more(&mut self) -> io::Result<bool> {

@@ -141,11 +141,6 @@ impl<F: Fs> Store<F> {
         Ok(())
     }
 
-    /// Says that a [`Fs::sync_all`] behind the opening succeeded.
-    pub fn settled(&mut self) {
-        self.needs_sync = false;
-    }
-
     /// Cuts the current incarnation's log files to what the journal says of them, and gives those that are shorter, as
     /// somebody made them, with their lengths.
     ///

@@ -2,6 +2,7 @@
 
 mod commits;
 mod crashes;
+mod disk;
 mod edits;
 mod faults;
 mod followers;

@@ -208,7 +208,7 @@ impl Machine {
     }
 
     fn fresh(plan: Plan, restarts: u32, random: u64, now: Duration) -> Self {
-        let contact = Contact { heard_at: now, live_since: now, session_delay: FIRST_RETRY, ..Contact::default() };
+        let contact = Contact { heard_at: now, session_delay: FIRST_RETRY, ..Contact::default() };
         Self {
             plan,
             phase: Phase::Looking,
@@ -238,11 +238,6 @@ impl Machine {
     /// Restarts in a row that led to this incarnation.
     pub fn restarts(&self) -> u32 {
         self.restarts
-    }
-
-    /// Whether Incus was asked to start an instance for this incarnation.
-    pub fn start_asked(&self) -> bool {
-        self.provision.start_asked
     }
 
     /// Takes an input, and says what to do.

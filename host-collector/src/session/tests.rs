@@ -188,6 +188,17 @@ fn whoever_does_not_say_hello_is_refused() {
 }
 
 #[test]
+fn names_of_a_stream_have_a_bound() {
+    for field in ["stream_id", "boot_id"] {
+        for (length, fits) in [(128, true), (129, false)] {
+            let hello = hello_with(&format!("{field}=\"{}\"", "x".repeat(length)));
+            let said = feed(&mut session(None), &hello, &mut std::iter::empty());
+            assert_eq!(fault_of(&said).is_empty(), fits, "{field} of {length}: {said:?}");
+        }
+    }
+}
+
+#[test]
 fn another_version_is_told_by_both_and_for_good() {
     for (field, problem) in [
         ("protocol=2", "speaks session protocol 2, this host speaks 1"),
@@ -459,6 +470,16 @@ fn chunks_that_cannot_be_end_the_session() {
     }
 }
 
+#[test]
+fn a_chunk_may_be_as_long_as_the_limit() {
+    let bytes = vec![b'x'; MAX_CHUNK_BYTES];
+    let chunk = Entry { len: bytes.len() as u64, size: bytes.len() as u64, ..entry("a") };
+    let rest = [&message(&GuestMessage::Entry(chunk)), &bytes[..], &event_message(1)].concat();
+    let said = said(None, &hello_with(""), &rest);
+    assert_eq!(said[1], "entry a 0");
+    assert!(fault_of(&said).is_empty() && said.last().unwrap().starts_with("event 1 "));
+}
+
 /// Raw bytes may look like anything.
 #[test]
 fn raw_bytes_are_never_read_as_messages() {
@@ -493,6 +514,17 @@ fn a_session_that_was_busy_once_gives_its_memory_back() {
     assert!(session.space().len() > 16 * 1024, "few reads for much");
     feed(&mut session, &message(&GuestMessage::Heartbeat(Heartbeat { seq: 0, uptime: 1 })), &mut std::iter::empty());
     assert!(session.space().len() <= 2 * MIN_READ_BYTES);
+}
+
+/// Four times as much after a read that took all; twice what came, where that was a small part of it.
+#[test]
+fn a_read_asks_for_what_the_last_one_suggests() {
+    let mut session = session(None);
+    for (read, next) in [(512, 2048), (2048, 8192), (8191, 8192), (512, 8192), (511, 1022), (1022, 4088), (10, 512)] {
+        session.space();
+        session.filled(read, NOW);
+        assert_eq!(session.read_bytes, next, "after {read}");
+    }
 }
 
 #[test]

@@ -60,11 +60,57 @@ fn zeros_behind_the_last_sync_are_cut() {
         // The size may reach the disk before the data, and other data after a hole of it.
         bytes.extend_from_slice(b"}}\n{\"n\":");
         disk.put(FILE_NAME, &bytes);
+        disk.0.borrow_mut().read = 0;
         let journal = Journal::open(disk.clone()).unwrap();
+        // Once to find where the records end, for which no more is gathered than one may be long; once for what is behind.
+        assert!(disk.0.borrow().read < 2 * bytes.len().min(format::MAX_RECORD_BYTES) + bytes.len() + 4096, "{zeros}");
         let (durable, view) = synced.last().unwrap();
         assert_eq!((journal.view(), journal.store.durable()), (view, *durable));
         assert_eq!((disk.get(FILE_NAME).len() as u64, disk.names().len()), (durable.length, 1));
+        let room = disk.0.borrow().reserved[FILE_NAME];
+        assert_eq!(room, durable.length + super::super::RESERVE, "a cut takes the room for a verdict again");
     }
+}
+
+/// A cut would give back the room that is kept for a verdict.
+#[test]
+fn what_is_whole_is_not_cut() {
+    let disk = Memory::default();
+    small_life(&mut Journal::open(disk.clone()).unwrap());
+    disk.0.borrow_mut().calls.clear();
+    Store::open(disk.clone(), RUNTIME).unwrap();
+    assert!(disk.0.borrow().calls.is_empty(), "{:?}", disk.0.borrow().calls);
+}
+
+/// Lines stand across the borders of reads.
+#[test]
+fn a_journal_of_many_reads_is_recovered() {
+    let disk = Memory::default();
+    let mut journal = Journal::bounded(disk.clone(), 1 << 40).unwrap();
+    journal.begin();
+    journal.host(stream("s-1", 0, Digest::EMPTY_STREAM));
+    for seq in 1..2000 {
+        journal.event(&event(seq, "starting", &format!(r#","details":{{"x":"{}"}}"#, "x".repeat(700))));
+    }
+    journal.commit().unwrap();
+    assert!(disk.get(FILE_NAME).len() as u64 > MIB);
+    assert_eq!(&Store::open(disk, RUNTIME).unwrap().1, journal.view());
+}
+
+/// Invariant 1: the hole is longer than any line.
+#[test]
+fn what_stands_behind_a_long_hole_is_kept() {
+    let disk = Memory::default();
+    let mut journal = Journal::open(disk.clone()).unwrap();
+    small_life(&mut journal);
+    let bytes = disk.get(FILE_NAME);
+    let half = bytes.len() - journal.lines.len()
+        + journal.lines.split_inclusive(|byte| *byte == b'\n').take(3).map(<[u8]>::len).sum::<usize>();
+    let hole = [&vec![0; 3 * format::MAX_RECORD_BYTES][..], b"\n", &bytes[half..]].concat();
+    disk.put(FILE_NAME, &[&bytes[..half], &hole].concat());
+    assert_eq!(Store::open(disk.clone(), RUNTIME).unwrap().1.next_n, 3);
+    assert_eq!(disk.get(FILE_NAME), bytes[..half]);
+    assert!(disk.get(&format!("journal.1.damaged-at-{half}")) == hole);
 }
 
 #[test]

@@ -5,6 +5,21 @@ use std::io::ErrorKind;
 use super::memory::Memory;
 use super::*;
 
+/// Whoever reads it learns what to do.
+#[test]
+fn a_failure_says_the_way_out() {
+    for (kind, way_out) in [
+        (ErrorKind::StorageFull, ": free some space there, then run the same command again"),
+        (ErrorKind::QuotaExceeded, ": free some space there, then run the same command again"),
+        (ErrorKind::PermissionDenied, ": name a writable folder with --state-dir"),
+        (ErrorKind::ReadOnlyFilesystem, ": name a writable folder with --state-dir"),
+        (ErrorKind::NotADirectory, ""),
+    ] {
+        let error = JournalError::io(Path::new("/s/journal.jsonl"), "reading the journal")(kind.into());
+        assert_eq!(error.to_string(), format!("/s/journal.jsonl: reading the journal: {kind}{way_out}"));
+    }
+}
+
 /// A life of one commit.
 fn begun(disk: &Memory) -> Journal<Memory> {
     let mut journal = Journal::open(disk.clone()).unwrap();
@@ -59,7 +74,8 @@ fn what_fails_in_the_new_segment_too_degrades() {
         disk.fail(second, 1, ErrorKind::Other);
         let error = journal.commit().unwrap_err();
         assert!(matches!(error, JournalError::Degraded { .. }), "{error}");
-        assert!(error.to_string().contains("run the same command again"), "{error}");
+        let text = error.to_string();
+        assert!(text.starts_with(FILE_NAME) && text.contains("run the same command again"), "{text}");
         let made = disk.0.borrow().calls.len();
         for _ in 0..2 {
             journal.host(finished());
@@ -139,6 +155,20 @@ fn a_full_disk_leaves_room_for_a_verdict() {
     disk.crash();
     let (_, view) = Store::open(disk.clone(), RUNTIME).unwrap();
     assert_eq!(&view, journal.view());
+}
+
+#[test]
+fn where_little_room_is_left_what_is_needed_is_taken() {
+    let disk = Memory::default();
+    let mut journal = begun(&disk);
+    let full = || HostRecord::BadLine { reason: "x".repeat(2 * 16 * 1024), sample: String::new() };
+    journal.host(full());
+    let end = journal.store.filled() + journal.records.pending() as u64;
+    disk.0.borrow_mut().room = Some(end + super::super::RESERVE);
+    journal.commit().unwrap();
+    assert_eq!(disk.0.borrow().reserved[FILE_NAME], end + super::super::RESERVE);
+    journal.host(full());
+    assert!(matches!(journal.commit(), Err(JournalError::Degraded { .. })));
 }
 
 #[test]

@@ -80,6 +80,20 @@ async fn a_follower_gives_nothing_that_is_not_durable() {
 }
 
 #[tokio::test]
+async fn a_follower_gives_nothing_behind_what_is_durable() {
+    let folder = TempDir::new().unwrap();
+    let mut journal = Written::open(folder.path()).await;
+    journal.begin();
+    journal.commit().await;
+    journal.state("not yet".to_owned());
+    let commit = journal.take();
+    journal.writer.store().unwrap().write(&commit).unwrap();
+    let mut follower = Follower::new(folder.path(), Some(journal.writer.durable()));
+    assert_eq!(follower.try_next().unwrap().unwrap().0.n, 0);
+    assert_eq!(follower.try_next().unwrap(), None);
+}
+
+#[tokio::test]
 async fn what_was_recovered_is_not_followed_before_it_is_settled() {
     let folder = TempDir::new().unwrap();
     let mut journal = Written::open(folder.path()).await;
@@ -225,6 +239,19 @@ async fn a_follower_of_a_quiet_journal_looks_ever_less_often() {
     assert!(quiet >= Duration::from_secs(3598), "{quiet:?}");
 }
 
+#[tokio::test(start_paused = true)]
+async fn what_comes_soon_is_seen_soon() {
+    let folder = TempDir::new().unwrap();
+    let mut follower = Follower::new(folder.path(), None);
+    let began = tokio::time::Instant::now();
+    let comes = async {
+        tokio::time::sleep(Duration::from_millis(220)).await;
+        small_life(&mut Journal::open(DiskFs::new(folder.path())).unwrap());
+    };
+    let (next, ()) = tokio::join!(follower.next(), comes);
+    assert_eq!((next.unwrap().unwrap().0.n, began.elapsed().as_millis() / 50), (0, 5));
+}
+
 /// A record longer than one read is given like any other.
 #[tokio::test]
 async fn long_records_are_followed() {
@@ -233,22 +260,72 @@ async fn long_records_are_followed() {
     journal.begin();
     journal.host(status(("x".repeat(1_500_000), 1.0)));
     assert_eq!(journal.records.view().bad_lines, 1, "3 MB are beyond a record");
-    journal.host(status(("x".repeat(400_000), 1.0)));
+    journal.host(status(("x".repeat(900_000), 1.0)));
+    assert!(journal.records.view().status.is_some(), "1.8 MB are not");
     journal.host(finished());
     journal.commit().await;
     assert_eq!(follow_all(folder.path()).unwrap().len(), 4);
     assert_eq!(&read_view(folder.path()).unwrap(), journal.records.view());
 }
 
+fn line(n: u64, message: &str) -> Vec<u8> {
+    let mut line = Vec::new();
+    let record = HostRecord::State { state: State::Ready, message: message.to_owned() };
+    format::write_host(format::Stamp { n, now: now(n), inc: 1 }, &record, &mut line);
+    line
+}
+
+/// Whatever a writer that died left behind, the next one cuts it.
+#[test]
+fn what_stands_in_the_place_of_what_was_cut_is_given() {
+    for left in [vec![0; 10_000], vec![b'x'; 3 * format::MAX_RECORD_BYTES / 2], b"torn\n".to_vec()] {
+        let folder = TempDir::new().unwrap();
+        let whole = [format::write_header(RUNTIME, 1, 0, None), line(0, "zeroth")].concat();
+        put(folder.path(), &[&whole[..], &left].concat());
+        let mut follower = Follower::new(folder.path(), None);
+        assert_eq!(follower.try_next().unwrap().unwrap().0.n, 0);
+        assert_eq!(follower.try_next().unwrap(), None);
+        put(folder.path(), &[whole, line(1, "instead of it")].concat());
+        assert_eq!(follower.try_next().unwrap().unwrap().0.n, 1);
+    }
+}
+
+/// Another process may write to a segment and begin the next between a look at the one and a look for the other.
+#[test]
+fn a_segment_is_looked_at_once_more_before_it_is_left() {
+    let folder = TempDir::new().unwrap();
+    let mut disk = DiskFs::new(folder.path());
+    put(folder.path(), &[format::write_header(RUNTIME, 1, 0, None), line(0, "zeroth")].concat());
+    let mut follower = Follower::new(folder.path(), None);
+    assert_eq!(follower.try_next().unwrap().unwrap().0.n, 0);
+    assert_eq!(follower.try_next().unwrap(), None);
+    disk.append(FILE_NAME, &line(1, "first")).unwrap();
+    disk.append("journal.2.jsonl", &[format::write_header(RUNTIME, 2, 2, None), line(2, "second")].concat()).unwrap();
+    assert!(follower.leave(None).unwrap());
+    for n in 1..3 {
+        assert_eq!(follower.try_next().unwrap().unwrap().0.n, n);
+    }
+}
+
+#[test]
+fn a_segment_that_cannot_be_read_is_not_taken_for_gone() {
+    let folder = TempDir::new().unwrap();
+    small_life(&mut Journal::open(DiskFs::new(folder.path())).unwrap());
+    let mut follower = Follower::new(folder.path(), None);
+    while follower.try_next().unwrap().is_some() {}
+    fs::remove_file(folder.path().join(FILE_NAME)).unwrap();
+    assert_eq!(follower.try_next().unwrap(), None, "it is gone");
+    let mut follower = Follower::new(folder.path(), None);
+    small_life(&mut Journal::open(DiskFs::new(folder.path())).unwrap());
+    while follower.try_next().unwrap().is_some() {}
+    fs::remove_file(folder.path().join(FILE_NAME)).unwrap();
+    fs::create_dir(folder.path().join(FILE_NAME)).unwrap();
+    assert!(matches!(follower.try_next(), Err(JournalError::Io { .. })));
+}
+
 #[test]
 fn a_line_that_is_being_written_is_waited_for() {
     let folder = TempDir::new().unwrap();
-    let line = |n, message: &str| {
-        let mut line = Vec::new();
-        let record = HostRecord::State { state: State::Ready, message: message.to_owned() };
-        format::write_host(format::Stamp { n, now: now(n), inc: 1 }, &record, &mut line);
-        line
-    };
     let path = folder.path().join(FILE_NAME);
     let mut follower = Follower::new(folder.path(), None);
     assert_eq!(follower.try_next().unwrap(), None, "there is no file yet");

@@ -22,6 +22,8 @@ pub(super) struct Disk {
     dropped: BTreeMap<String, usize>,
     pub(super) reserved: BTreeMap<String, u64>,
     pub(super) calls: Vec<String>,
+    /// Bytes that were read.
+    pub(super) read: usize,
     /// Calls that fail: how they begin, how often, and with what.
     pub(super) faults: Vec<(&'static str, u32, ErrorKind)>,
     /// Bytes that fit, all files together with what is reserved.
@@ -88,11 +90,12 @@ impl Fs for Memory {
     }
 
     fn read_at(&self, name: &str, offset: u64, buf: &mut [u8]) -> io::Result<usize> {
-        let disk = self.0.borrow();
+        let mut disk = self.0.borrow_mut();
         let bytes = disk.files.get(name).ok_or(ErrorKind::NotFound)?;
         let rest = bytes.get(usize::try_from(offset).unwrap()..).unwrap_or_default();
         let read = rest.len().min(buf.len());
         buf[..read].copy_from_slice(&rest[..read]);
+        disk.read += read;
         Ok(read)
     }
 

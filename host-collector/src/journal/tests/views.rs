@@ -168,6 +168,82 @@ fn all_segments_together_stay_within_their_bound() {
     assert_eq!(view.cursor.unwrap().seq, 5999);
 }
 
+/// Invariant 5, over collectors: what the last one left counts.
+#[test]
+fn the_bound_holds_over_collectors() {
+    const BOUND: u64 = 100_000;
+    let disk = Memory::default();
+    for round in 0..40 {
+        let mut journal = Journal::bounded(disk.clone(), BOUND).unwrap();
+        journal.records.segment_bytes = 10_000;
+        if round == 0 {
+            journal.begin();
+        }
+        for _ in 0..10 {
+            journal.host(HostRecord::BadLine { reason: "x".repeat(1000), sample: String::new() });
+            journal.commit().unwrap();
+        }
+        let total: usize = disk.0.borrow().files.values().map(Vec::len).sum();
+        assert!(total as u64 <= BOUND + RECORD_SLACK, "{total} in round {round}");
+    }
+    assert!(disk.names().len() > 5, "{:?}", disk.names());
+}
+
+/// As long as all together are not larger than the bound; and the newest two whatever they are.
+#[test]
+fn old_segments_stay_as_long_as_they_may() {
+    let left = |event_bytes| {
+        let disk = Memory::default();
+        for _ in 0..4 {
+            let mut journal = Journal::bounded(disk.clone(), event_bytes).unwrap();
+            journal.records.segment_bytes = 1;
+            journal.host(finished());
+            journal.commit().unwrap();
+        }
+        let total = disk.0.borrow().files.values().map(|bytes| bytes.len() as u64).sum();
+        (disk.names(), total)
+    };
+    let all = ["journal.2.jsonl", "journal.3.jsonl", "journal.4.jsonl", FILE_NAME];
+    let (names, total): (_, u64) = left(u64::MAX);
+    assert_eq!(names, all);
+    assert_eq!(left(total).0, all);
+    assert_eq!(left(total - 1).0, all[..3]);
+    assert_eq!(left(0).0, all[1..3]);
+}
+
+/// The next collector does not fill a segment once more.
+#[test]
+fn a_segment_that_is_full_is_left() {
+    let disk = Memory::default();
+    small_life(&mut Journal::open(disk.clone()).unwrap());
+    let filled = disk.get(FILE_NAME).len() as u64;
+    for (segment_bytes, segment) in [(filled + 1, 1), (filled, 2)] {
+        let files = disk.0.borrow().files.clone();
+        let mut journal = Journal::open(disk.clone()).unwrap();
+        journal.records.segment_bytes = segment_bytes;
+        journal.host(finished());
+        assert_eq!(journal.commit().unwrap().segment, segment, "{segment_bytes}");
+        disk.0.borrow_mut().files = files;
+    }
+}
+
+/// No reader would take it: what it says stays in the segment that said it.
+#[test]
+fn a_view_that_is_too_large_begins_no_segment() {
+    let disk = Memory::default();
+    let mut journal = Journal::bounded(disk.clone(), 1 << 40).unwrap();
+    journal.begin();
+    for document in [status(("x".repeat(400_000), 1.0)), result(&"x".repeat(800_000), 1), verdict(&"x".repeat(800_000))]
+    {
+        journal.host(document);
+    }
+    journal.commit().unwrap();
+    journal.records.segment_bytes = 1;
+    journal.host(finished());
+    assert_eq!(journal.commit().unwrap().segment, 1);
+    assert_eq!(&Store::open(disk, RUNTIME).unwrap().1, journal.view());
+}
+
 /// What one commit may add.
 const RECORD_SLACK: u64 = 32 * 1024;
 
@@ -201,6 +277,7 @@ fn no_document_of_a_guest_makes_a_journal_unreadable() {
 fn a_view_says_what_was_recorded() {
     let disk = Memory::default();
     small_life(&mut Journal::open(disk.clone()).unwrap());
+    let bytes = disk.get(FILE_NAME);
     let mut journal = Journal::open(disk).unwrap();
     let view = journal.view();
     let sent = view.start_sent.as_ref().unwrap();
@@ -210,10 +287,18 @@ fn a_view_says_what_was_recorded() {
     assert_eq!(view.terminal.as_ref().unwrap().exit_code(), Some(3));
     assert_eq!((view.boot_id.as_deref(), view.agent.as_deref()), (Some("boot-1"), Some("0.1.0")));
     assert_eq!(view.progress_at.unwrap().mono, now(5).mono);
+    let lines = records(&bytes).into_iter().filter_map(|record| match record.body {
+        Body::Guest(line) => Some(line.get().len() as u64),
+        Body::Host(_) => None,
+    });
+    assert_eq!(view.event_bytes, lines.sum::<u64>());
     journal.secs = 100;
     journal.host(HostRecord::Accepted { request_id: "job-7.1".to_owned() });
     journal.host(HostRecord::Notice { notice: Notice::Gap { first_seq: 9 } });
     journal.host(HostRecord::BadLine { reason: String::new(), sample: String::new() });
+    journal.host(HostRecord::Notice {
+        notice: Notice::BadLine { offset: 7, bytes: 9, reason: String::new(), sample: String::new() },
+    });
     journal.host(HostRecord::Missing { after_seq: 3, count: 5 });
     for state in [State::Booted, State::Unreachable, State::Booted] {
         journal.host(HostRecord::State { state, message: String::new() });
@@ -227,11 +312,11 @@ fn a_view_says_what_was_recorded() {
     journal.records.boot("h", now(120));
     journal.host(finished());
     let view = journal.view();
-    assert_eq!((view.gaps, view.bad_lines, view.command), (6, 1, Some(Command::Destroy)));
+    assert_eq!((view.gaps, view.bad_lines, view.command), (6, 2, Some(Command::Destroy)));
     let secs = |moment: Moment| moment.mono.as_secs();
     assert_eq!(
         (secs(view.accepted_at.unwrap()), secs(view.booted_at.unwrap()), secs(view.kept.as_ref().unwrap().at)),
-        (101, 105, 111)
+        (101, 106, 112)
     );
     assert_eq!((view.finished.as_ref().unwrap().at.boot, view.host_boots), (1, 1));
     assert!(!view.is_ready);
@@ -241,6 +326,80 @@ fn a_view_says_what_was_recorded() {
     assert_eq!((view.incarnation, view.next_n, view.state.as_ref()), (2, next_n + 1, Some(&State::Requested)));
     assert_eq!((&view.cursor, view.accepted_at, &view.verdict, view.gaps), (&None, None, &None, 0), "all else is new");
     assert_eq!((view.restarts, view.term, view.host_boots, view.command), (3, 4, 1, None));
+    assert_eq!((view.spec_hash.as_deref(), secs(view.requested_at.unwrap())), (Some("v1:bb"), 200));
+}
+
+/// Progress changes no state, nor does a kind that the guest said before; its last word always does.
+#[test]
+fn a_state_is_what_the_guest_entered_last() {
+    let progress = r#","details":{"progress":{"name":"a"}}"#;
+    let mut journal = Journal::open(Memory::default()).unwrap();
+    let mut says = |kind: &str, details: &str| {
+        journal.begin();
+        journal.host(stream("s-1", 0, Digest::EMPTY_STREAM));
+        for (seq, (kind, details)) in (1..).zip([(kind, details), ("ready", "")]) {
+            journal.event(&event(seq, kind, details));
+            if seq == 1 {
+                let view = journal.view();
+                let first = (view.state.clone().unwrap(), view.terminal.is_some());
+                journal.host(HostRecord::State { state: State::Booted, message: String::new() });
+                if kind != "ready" {
+                    return (first, None);
+                }
+            }
+        }
+        ((State::Ready, false), journal.view().state.clone())
+    };
+    assert_eq!(says("starting", "").0, (State::Starting, false));
+    assert_eq!(says("starting", progress).0, (State::Requested, false));
+    assert_eq!(says("failed", progress).0, (State::Failed, true));
+    assert_eq!(says("ready", "").1, Some(State::Booted), "said again, it is no news");
+}
+
+/// It is made or started once more: what was started before is gone.
+#[test]
+fn an_instance_that_is_provided_again_was_not_started() {
+    let mut journal = Journal::open(Memory::default()).unwrap();
+    journal.begin();
+    let enters = |state| HostRecord::State { state, message: String::new() };
+    for (record, is_started) in [
+        (enters(State::Provisioning), false),
+        (HostRecord::InstanceStarting {}, true),
+        (enters(State::Booted), true),
+        (enters(State::Provisioning), false),
+    ] {
+        journal.host(record);
+        assert_eq!(journal.view().starting_at.is_some(), is_started);
+    }
+}
+
+#[test]
+fn a_take_over_ends_with_a_higher_term() {
+    let mut journal = Journal::open(Memory::default()).unwrap();
+    journal.begin();
+    journal.host(HostRecord::TakenOver { owner: "other".to_owned(), term: 3 });
+    for (term, is_taken) in [(2, true), (3, true), (4, false)] {
+        journal.host(HostRecord::Term { term });
+        assert_eq!(journal.view().taken_over.is_some(), is_taken, "in term {term}");
+    }
+}
+
+/// Each by itself.
+#[test]
+fn a_runtime_is_settled_once_nothing_more_happens_by_itself() {
+    for (record, is_settled) in [
+        (HostRecord::Finished { destroyed: true, restart_in_ms: Some(5) }, false),
+        (verdict("it failed"), false),
+        (finished(), true),
+        (HostRecord::Kept { for_secs: Some(9) }, true),
+        (HostRecord::TakenOver { owner: "other".to_owned(), term: 2 }, true),
+    ] {
+        let mut journal = Journal::open(Memory::default()).unwrap();
+        journal.begin();
+        assert!(!journal.view().is_settled());
+        journal.host(record);
+        assert_eq!(journal.view().is_settled(), is_settled, "{:?}", journal.view());
+    }
 }
 
 #[test]

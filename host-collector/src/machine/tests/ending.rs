@@ -6,6 +6,29 @@ fn keeping(retention: RetentionPolicy) -> Plan {
     Plan { retention, ..plan() }
 }
 
+/// Where nothing is wanted of it, only a workload that would run on in what is kept is ended first.
+#[test]
+fn what_leaves_nothing_behind_is_concluded_at_once() {
+    let nothing = |retention| Plan { collect: OutputCollectionMode::None, ..keeping(retention) };
+    let cancelled = |retention, has_workload| {
+        let plan = nothing(retention);
+        let mut bench = if has_workload { Bench::live(plan) } else { Bench::new(plan) };
+        bench.feed(Input::Command(Command::Cancel));
+        if bench.phase() == Phase::Terminating {
+            bench.wait_next();
+        }
+        bench.phase()
+    };
+    let (keep, destroy) = (RetentionPolicy::KeepUntilStopped, RetentionPolicy::DestroyOnCompletion);
+    assert_eq!(cancelled(keep, true), Phase::Collecting);
+    for (retention, has_workload) in [(keep, false), (destroy, true), (destroy, false)] {
+        assert_eq!(cancelled(retention, has_workload), Phase::Concluding, "{retention:?} {has_workload}");
+    }
+    let mut by_itself = Bench::live(nothing(keep));
+    by_itself.guest(terminal(0));
+    assert_eq!(by_itself.phase(), Phase::Concluding);
+}
+
 #[test]
 fn what_is_kept_until_stopped_is_kept_for_ever() {
     let mut bench = Bench::concluded(keeping(RetentionPolicy::KeepUntilStopped), 3);

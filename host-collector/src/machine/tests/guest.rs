@@ -117,6 +117,10 @@ fn progress_of_nothing_sets_no_deadline() {
     bench.found(Found::Absent);
     bench.guest(Guest::Progress);
     assert_eq!(bench.machine.next_tick(), None);
+    bench.feed(Input::Created(Ok(())));
+    bench.feed(Input::Started(Ok(())));
+    bench.guest(Guest::Progress);
+    assert_eq!(bench.wait_while(Phase::Dialing), BOOT);
 }
 
 /// It beats, and never says that it started anything.

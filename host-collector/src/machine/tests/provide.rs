@@ -1,5 +1,7 @@
 //! From nothing to a session, and what Incus makes of it.
 
+use std::collections::BTreeSet;
+
 use pika_cloud_common::verdict::Watchdog;
 
 use super::*;
@@ -278,6 +280,42 @@ fn destroying_is_tried_again_for_a_while() {
     let mut refused = Bench::from(plan(), &Start { is_concluded: true, ..Start::default() });
     assert_eq!(refused.feed(Input::Destroyed(Err(refusal()))), []);
     assert_eq!(refused.phase(), Phase::Done);
+}
+
+/// To the moment.
+#[test]
+fn patience_lasts_for_its_time_and_no_longer() {
+    for (waited, phase) in [(SILENCE - Duration::from_millis(1), Phase::Looking), (SILENCE, Phase::Collecting)] {
+        let mut bench = Bench::new(plan());
+        bench.feed(Input::Looked(Err(transient())));
+        bench.now += waited;
+        bench.feed(Input::Looked(Err(transient())));
+        assert_eq!(bench.phase(), phase, "after {waited:?}");
+    }
+}
+
+/// A thousand runtimes do not ask at once, and none of them keeps its place among them.
+#[test]
+fn tries_are_spread() {
+    let waits = |random: u64| {
+        let mut retry = Retry::new(random);
+        // The longest delay stays what it is, so that only the random part differs.
+        retry.delay = LAST_RETRY;
+        std::array::from_fn::<Duration, 32, _>(|_| {
+            retry.later(Duration::ZERO);
+            retry.at.unwrap()
+        })
+    };
+    let many: Vec<_> = (1..1000_u64).map(|runtime| waits(runtime.wrapping_mul(0x9e37_79b9_7f4a_7c15))).collect();
+    let distinct = |waits: &mut dyn Iterator<Item = Duration>| waits.collect::<BTreeSet<_>>().len();
+    for nth in 0..32 {
+        let differ = distinct(&mut many.iter().map(|waits| waits[nth]));
+        assert!(differ > 200, "{differ} of 256 in the try {nth}");
+    }
+    for waits in many {
+        let differ = distinct(&mut waits.into_iter());
+        assert!(differ > 20, "{differ} of 32 in {waits:?}");
+    }
 }
 
 /// The start of a collector that died may come to its end behind the back of the next one.
