@@ -54,7 +54,7 @@ pub(crate) fn supervise(args: &SuperviseArgs) -> Result<u8, Failure> {
 /// Serves a session.
 pub(crate) fn stream() -> u8 {
     match serve_stdio(&Ledger::root_path()) {
-        Ending::Done | Ending::HostClosed => 0,
+        Ending::Done | Ending::HostClosed | Ending::Shutdown => 0,
         Ending::PeerLost => EX_TEMPFAIL,
         Ending::Refused(ErrorCode::UnsupportedProtocol | ErrorCode::BadMessage) => EX_PROTOCOL,
         Ending::Refused(ErrorCode::Ledger) => EX_IOERR,
