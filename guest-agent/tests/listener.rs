@@ -129,6 +129,42 @@ fn a_service_manager_is_told() {
     assert_eq!(wait(&mut serve.child), 0);
 }
 
+#[test]
+fn a_service_manager_that_hangs_is_not_waited_for() {
+    let guest = Guest::new();
+    let path = guest.dir.path().join("agent.sock");
+    // Nobody reads it: its queue is full after a few messages.
+    let _manager = UnixDatagram::bind(guest.dir.path().join("notify")).unwrap();
+    let mut command = Serve::command(&guest, &path, &["--no-vsock"]);
+    command.env("NOTIFY_SOCKET", guest.dir.path().join("notify")).env("WATCHDOG_USEC", "2000");
+    let serve = Serve::spawn(command, &path);
+    serve.find("listens on");
+    std::thread::sleep(Duration::from_millis(1500));
+    serve.session(Role::Observer);
+}
+
+/// Nor is whoever should read what it says.
+#[test]
+fn a_log_that_nobody_reads_stops_nothing() {
+    let guest = Guest::new();
+    let path = guest.dir.path().join("agent.sock");
+    let (unread, log) = rustix::pipe::pipe().unwrap();
+    let flags = rustix::fs::OFlags::NONBLOCK;
+    rustix::fs::fcntl_setfl(&log, flags).unwrap();
+    while rustix::io::write(&log, &[0; 4096]).is_ok() {}
+    rustix::fs::fcntl_setfl(&log, rustix::fs::OFlags::empty()).unwrap();
+    let mut command = Serve::command(&guest, &path, &["--no-vsock"]);
+    command.stderr(log);
+    let serve = Serve { child: command.spawn().unwrap(), path, lines: std::sync::mpsc::channel().1 };
+    eventually("it listens", || serve.path.exists());
+    serve.session(Role::Observer);
+    drop(unread);
+    serve.session(Role::Observer);
+    let mut serve = serve;
+    serve.signal(Signal::TERM);
+    assert_eq!(wait(&mut serve.child), 0);
+}
+
 /// A listener that cannot hear itself is not ready, and serves all the same.
 #[test]
 fn without_vsock_it_waits_and_serves_what_it_can() {
@@ -152,7 +188,7 @@ fn without_vsock_it_waits_and_serves_what_it_can() {
         messages.push(told(&manager));
     }
     let all = messages.concat();
-    assert!(!all.contains("READY=1") && all.contains("STATUS=waits to listen on vsock port 7777"), "{all}");
+    assert!(!all.contains("READY=1") && all.contains("STATUS=waits for vsock port 7777"), "{all}");
     assert!(all.contains("EXTEND_TIMEOUT_USEC="), "{all}");
 }
 

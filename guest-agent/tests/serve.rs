@@ -77,6 +77,27 @@ fn so_many_sessions_and_no_more() {
     serve.session(Role::Owner);
 }
 
+/// An init may ignore the end of its children, and hand that on.
+#[test]
+fn sessions_are_counted_under_any_init() {
+    let guest = Guest::new();
+    let path = guest.dir.path().join("agent.sock");
+    let mut command = Serve::command(&guest, &path, &["--no-vsock"]);
+    // SAFETY: signal is async-signal-safe.
+    unsafe {
+        command.pre_exec(|| {
+            libc::signal(libc::SIGCHLD, libc::SIG_IGN);
+            Ok(())
+        });
+    }
+    let serve = Serve::spawn(command, &path);
+    serve.find("listens on");
+    for _ in 0..2 * MAX_SESSIONS {
+        drop(serve.session(Role::Observer));
+        eventually("no sessions", || serve.sessions().is_empty());
+    }
+}
+
 #[test]
 fn garbage_and_silence_harm_nobody_else() {
     let guest = Guest::new();
@@ -113,8 +134,10 @@ fn a_killed_listener_leaves_workloads_and_the_next_one_goes_on() {
     let sessions = serve.sessions();
     serve.child.kill().unwrap();
     wait(&mut serve.child);
-    // Its sessions end with it, so that nobody has some that nobody counts.
-    owner.rest();
+    // Its sessions end with it at once, so that nobody has some that nobody counts.
+    let killed = Instant::now();
+    assert_eq!(owner.rest().last().unwrap().json(), json!({"end": {"reason": "shutdown"}}));
+    assert!(killed.elapsed() < Duration::from_secs(3), "{:?}", killed.elapsed());
     eventually("no sessions", || sessions.iter().all(|pid| status_of(*pid).is_empty()));
     assert!(serve.path.exists(), "it had no time to take it away");
 
@@ -209,8 +232,9 @@ fn no_descriptor_goes_further_than_it_should() {
         assert!(!descriptors.iter().any(|descriptor| descriptor.ends_with("/etc/passwd")), "{descriptors:?}");
     }
     // The supervisor has no socket at all, and neither has the workload: null and the pipe of its output.
-    eventually("the workload says what it has", || guest.read("logs/guest.log").contains("PIKA_CLOUD_DIR"));
-    let log = guest.read("logs/guest.log");
+    let log = || std::fs::read_to_string(guest.path("logs/guest.log")).unwrap_or_default();
+    eventually("the workload says what it has", || log().contains("PIKA_CLOUD_DIR"));
+    let log = log();
     assert!(!log.contains("socket:") && !log.contains("passwd"), "{log}");
     assert!(log.contains("0 -> /dev/null") && log.contains("2 -> pipe:") && !log.contains("\n 3 ->"), "{log}");
     let supervisors = std::fs::read_dir("/proc").unwrap().flatten().filter_map(|entry| {

@@ -14,7 +14,7 @@
 //! What can go wrong with a listener: `listen.rs`. With a session: `sessions.rs`. A peer that is silent or gone, as after a
 //! restored snapshot, is the session's own to notice (`session/core.rs`).
 //!
-//! It runs in the foreground and says what it has to say on standard error, under any init. Under systemd the unit needs
+//! It runs in the foreground and says what it has to say on standard error, under any init; it needs `/proc`. Under systemd the unit needs
 //!
 //! ```text
 //!   Type=notify          READY=1 comes once it has heard itself
@@ -83,12 +83,8 @@ impl Listener {
     fn run(&mut self) {
         loop {
             let now = Instant::now();
-            let closed = self.doors.iter().filter(|door| !door.is_ready()).count();
             let due = self.doors.iter_mut().filter_map(|door| door.tend(now)).min();
             self.tell();
-            if closed > 0 && self.doors.iter().any(|door| !door.is_ready()) {
-                self.manager.ask_for(2 * LONGEST_PAUSE);
-            }
             let due = due.into_iter().chain(self.manager.tick(now)).min();
             if self.wait(due) {
                 return;
@@ -104,11 +100,14 @@ impl Listener {
             places.map(|door| door.place().to_string()).collect::<Vec<_>>().join(", ")
         };
         let status = match self.sessions.len() {
-            _ if !ready => format!("waits to listen on {}", places(false)),
+            _ if !ready => format!("waits for {}", places(false)),
             1 => format!("listens on {}; 1 session", places(true)),
             count => format!("listens on {}; {count} sessions", places(true)),
         };
         self.manager.tell(ready, &status);
+        if !ready {
+            self.manager.ask_for(2 * LONGEST_PAUSE);
+        }
     }
 
     /// Waits for something to happen, at most until `due`, and does what follows; says whether it is to end.

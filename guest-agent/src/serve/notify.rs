@@ -7,11 +7,15 @@
 //!   is told to end       STOPPING=1
 //! ```
 //!
-//! Best effort: a service manager that does not listen is no reason not to serve.
+//! Best effort, and never waited for: a service manager that hangs is no reason not to serve. That is why the few bytes are sent
+//! from here: the usual crate for it waits for room in the manager's queue.
 
+use std::ffi::OsString;
+use std::os::unix::ffi::OsStrExt as _;
 use std::time::{Duration, Instant};
 
-use sd_notify::NotifyState;
+use rustix::io::{self, Errno};
+use rustix::net::{AddressFamily, SendFlags, SocketAddrUnix, SocketFlags, SocketType, sendto, socket_with};
 
 /// What is between us and a service manager, to be kept from sessions and workloads.
 pub(super) const ENVIRONMENT: [&str; 6] =
@@ -20,6 +24,8 @@ pub(super) const ENVIRONMENT: [&str; 6] =
 /// The service manager, where there is one.
 #[derive(Debug)]
 pub(super) struct Manager {
+    /// Its socket: a path, or behind an `@` an abstract name.
+    socket: Option<OsString>,
     /// How often it wants to hear from us, and when next.
     watchdog: Option<(Duration, Instant)>,
     ready: bool,
@@ -28,18 +34,26 @@ pub(super) struct Manager {
 
 impl Manager {
     pub(super) fn new(now: Instant) -> Self {
-        let every = sd_notify::watchdog_enabled().map(|limit| limit / 2).filter(|every| !every.is_zero());
-        Self { watchdog: every.map(|every| (every, now)), ready: false, status: String::new() }
+        let number = |name| std::env::var(name).ok().and_then(|text| text.parse::<u64>().ok());
+        let ours = number("WATCHDOG_PID").is_none_or(|pid| pid == u64::from(std::process::id()));
+        let limit = number("WATCHDOG_USEC").filter(|&limit| ours && limit > 1).map(Duration::from_micros);
+        Self {
+            socket: std::env::var_os("NOTIFY_SOCKET").filter(|name| !name.is_empty()),
+            watchdog: limit.map(|limit| (limit / 2, now)),
+            ready: false,
+            status: String::new(),
+        }
     }
 
     /// Says that it lives, where that is due; gives when it is due again.
     pub(super) fn tick(&mut self, now: Instant) -> Option<Instant> {
-        let (every, due) = self.watchdog.as_mut()?;
-        if now >= *due {
-            *due = now + *every;
-            send(&[NotifyState::Watchdog]);
+        let (every, due) = self.watchdog?;
+        if now < due {
+            return Some(due);
         }
-        Some(*due)
+        self.watchdog = Some((every, now + every));
+        self.send("WATCHDOG=1\n");
+        Some(now + every)
     }
 
     /// Says how things are, where that changed, and the first time that all is well that it is ready.
@@ -49,9 +63,9 @@ impl Manager {
         let ready = ready && !self.ready;
         if ready {
             self.ready = true;
-            send(&[NotifyState::Ready, NotifyState::Status(&status)]);
+            self.send(&format!("READY=1\nSTATUS={status}\n"));
         } else if status != self.status {
-            send(&[NotifyState::Status(&status)]);
+            self.send(&format!("STATUS={status}\n"));
         }
         self.status = status;
     }
@@ -59,17 +73,29 @@ impl Manager {
     /// Asks to be waited for that much longer, unless it is ready.
     pub(super) fn ask_for(&self, time: Duration) {
         if !self.ready {
-            send(&[NotifyState::ExtendTimeoutUsec(u32::try_from(time.as_micros()).unwrap_or(u32::MAX))]);
+            self.send(&format!("EXTEND_TIMEOUT_USEC={}\n", time.as_micros()));
         }
     }
 
     /// Says that the end has begun.
     pub(super) fn stopping(&mut self) {
         self.watchdog = None;
-        send(&[NotifyState::Stopping]);
+        self.send("STOPPING=1\n");
+    }
+
+    fn send(&self, text: &str) {
+        if let Some(name) = &self.socket {
+            let _ = send(name.as_bytes(), text.as_bytes());
+        }
     }
 }
 
-fn send(states: &[NotifyState<'_>]) {
-    let _ = sd_notify::notify(states);
+fn send(name: &[u8], text: &[u8]) -> io::Result<usize> {
+    let address = match name {
+        [b'@', name @ ..] => SocketAddrUnix::new_abstract_name(name)?,
+        [b'/', ..] => SocketAddrUnix::new(name)?,
+        _ => return Err(Errno::AFNOSUPPORT),
+    };
+    let socket = socket_with(AddressFamily::UNIX, SocketType::DGRAM, SocketFlags::CLOEXEC, None)?;
+    sendto(socket, text, SendFlags::DONTWAIT | SendFlags::NOSIGNAL, &address)
 }

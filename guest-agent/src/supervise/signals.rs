@@ -41,6 +41,9 @@ impl Signals {
 
     /// Blocks `signals`, by their numbers in libc, for this process, which must have no other thread.
     pub fn of(signals: &[i32]) -> io::Result<Self> {
+        // Whoever ignores it hands that on, and then children cannot be waited for.
+        // SAFETY: it sets no handler of ours, and there is no other thread.
+        unsafe { libc::signal(libc::SIGCHLD, libc::SIG_DFL) };
         let mut set = empty_set();
         for &signal in signals {
             // SAFETY: `set` is an initialised signal set; a number that is none is refused.
