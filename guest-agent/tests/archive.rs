@@ -282,7 +282,7 @@ fn a_folder_of_more_names_than_are_looked_at() {
             .unwrap_or_else(|_| std::fs::write(folder.join(n.to_string()), "").unwrap());
     }
     let mut stream = session(&guest);
-    let pid = stream.child.id();
+    let pid = stream.id();
     let began = Instant::now();
     stream.say(&ask(&["*/1????"], 1_000_000, 1 << 30, None));
     guest.ok(&["ready"]);

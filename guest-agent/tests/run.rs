@@ -380,3 +380,18 @@ fn ended_by_a_terminal_that_closes() {
     assert_eq!(rig::wait(&mut child), 9);
     assert_eq!(log(&guest).matches("hup").count(), 1);
 }
+
+/// An init may ignore the end of its children, and hand that on.
+#[test]
+fn the_exit_code_is_known_under_any_init() {
+    let guest = Guest::new();
+    let mut command = guest.command(&["run", "--", "/bin/sh", "-c", "exit 3"]);
+    // SAFETY: signal is async-signal-safe.
+    unsafe {
+        command.pre_exec(|| {
+            libc::signal(libc::SIGCHLD, libc::SIG_IGN);
+            Ok(())
+        });
+    }
+    assert_eq!(finish(command, b"").code, 3);
+}

@@ -222,7 +222,7 @@ fn a_stream_that_is_killed_loses_nothing() {
     let mut seen = Vec::new();
     for _ in 0..4 {
         seen.push(owner.find("an event", Said::event));
-        kill(owner.child.id());
+        kill(owner.id());
         owner.code();
         let cursor = guest.cursor(seen.last().unwrap().seq);
         owner = guest.stream();
@@ -388,12 +388,12 @@ fn a_superseded_owner_changes_nothing() {
     first.find_event("ready");
     // Stopped, so that it cannot notice by itself.
     let signal = |name: &str| {
-        assert!(Command::new("kill").args([name, &first.child.id().to_string()]).status().unwrap().success());
+        assert!(Command::new("kill").args([name, &first.id().to_string()]).status().unwrap().success());
     };
     signal("-STOP");
     let mut second = guest.owner();
     second.find_event("ready");
-    let id = first.child.id();
+    let id = first.id();
     first.ack(1);
     first.start("job-1", "true");
     first.release();
@@ -452,7 +452,7 @@ fn lines_that_are_no_events() {
     assert_eq!(second["sample"], "x".repeat(128));
     assert_eq!(stream.find_event("ready").seq, 9);
     // Its peak was bounded, whatever the length of the line.
-    let status = std::fs::read_to_string(format!("/proc/{}/status", stream.child.id())).unwrap();
+    let status = std::fs::read_to_string(format!("/proc/{}/status", stream.id())).unwrap();
     let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
     let peak: u64 = peak.trim().trim_end_matches(" kB").parse().unwrap();
     assert!(peak < 30_000, "{peak} KiB");
@@ -478,7 +478,7 @@ fn an_endless_line() {
     let mut stream = guest.stream();
     stream.hello(Role::Observer, 0, None, true);
     stream.find_event("ready");
-    let pid = stream.child.id();
+    let pid = stream.id();
     for _ in 0..200 {
         append(&guest, &vec![b'x'; 100_000]);
     }

@@ -15,11 +15,22 @@ pub fn boot_id() -> String {
     if text.is_empty() { "unknown".to_owned() } else { text.to_owned() }
 }
 
-/// The machine's DMI `product_uuid`, where it has one and we may read it.
+/// The machine's DMI `product_uuid` in lower case, where it has one and we may read it.
 pub fn machine_uuid() -> Option<String> {
-    let text = fs::read_to_string("/sys/class/dmi/id/product_uuid").ok()?;
-    let text = text.trim_ascii();
-    (!text.is_empty() && text.len() <= 64).then(|| text.to_owned())
+    use std::os::unix::fs::OpenOptionsExt as _;
+    // Whatever is mounted there is not waited for, and little of it is read.
+    let flags = libc::O_NONBLOCK | libc::O_NOCTTY;
+    let file = fs::OpenOptions::new().read(true).custom_flags(flags).open("/sys/class/dmi/id/product_uuid").ok()?;
+    let mut text = Vec::new();
+    file.take(64).read_to_end(&mut text).ok()?;
+    parse_uuid(&text)
+}
+
+fn parse_uuid(text: &[u8]) -> Option<String> {
+    let text = std::str::from_utf8(text.trim_ascii()).ok()?;
+    let is_dash = |at: usize| matches!(at, 8 | 13 | 18 | 23);
+    let fits = |(at, byte): (usize, u8)| if is_dash(at) { byte == b'-' } else { byte.is_ascii_hexdigit() };
+    (text.len() == 36 && text.bytes().enumerate().all(fits)).then(|| text.to_ascii_lowercase())
 }
 
 /// Now, in UTC.
@@ -61,4 +72,20 @@ pub fn memory_limit() -> Option<u64> {
         .find_map(|path| fs::read_to_string(path).ok()?.trim().parse().ok())
         // Version 1 says "no limit" with a number near the highest.
         .filter(|&limit: &u64| limit < 1 << 60)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_uuid_and_nothing_else() {
+        let uuid = "4c4c4544-0043-5a10-8053-b7c04f4e5631";
+        assert_eq!(parse_uuid(format!("{}\n", uuid.to_uppercase()).as_bytes()).as_deref(), Some(uuid));
+        let wrong = ["", "\n", &uuid[1..], &format!("{uuid}0"), &uuid.replace('-', "0"), &uuid.replacen('4', "g", 1)];
+        for text in wrong {
+            assert_eq!(parse_uuid(text.as_bytes()), None, "{text}");
+        }
+        assert_eq!(parse_uuid(&[0xff; 36]), None);
+    }
 }

@@ -1,8 +1,27 @@
-//! Serves a session over standard input and output.
+//! Serves sessions: one on standard input and output, or many behind a listener.
+//!
+//! ```text
+//!   Incus exec ──────────────────────────────► stream ──► session core, files
+//!   vsock, UNIX socket ──► listener ── spawns ──► stream
+//!                          listen, vsock, unix    where it listens, and to whom
+//!                          sessions               the processes that it spawned
+//!                          notify, say            what systemd and people are told
+//! ```
 
 mod files;
+mod listen;
+mod listener;
 mod marks;
+mod notify;
 mod output;
+mod say;
+mod sessions;
 mod stream;
+mod unix;
+mod vsock;
 
+pub use listen::Place;
+pub use listener::{ServeError, serve};
+pub use sessions::MAX_SESSIONS;
 pub use stream::serve_stdio;
+pub use unix::UnixError;

@@ -1,14 +1,14 @@
 //! Moves bytes between the session's core, the files and the host. It decides nothing.
 //!
 //! ```text
-//!            ┌─────────────── poll: input, output, files changed, supervisor ended, deadline ───────────────┐
+//!            ┌──────────── poll: input, output, files changed, supervisor ended, signal, deadline ──────────┐
 //!   lines ──►│ core ── actions ──► files, supervisor                                                        │
 //!            │      ── work ─────► a block of events, a document, one chunk ──► output buffer ── write ─────┼──► host
 //!            └──────────────────────────────────────────────────────────────────────────────────────────────┘
 //! ```
 //!
 //! Everything is bounded: the input by one line, the output by its buffer (nothing more is read from the files while it is
-//! full), a wait by the core's deadline.
+//! full), a wait by the core's deadline. TERM, INT and HUP end the session with a word to the host.
 
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -22,6 +22,7 @@ use super::files::Files;
 use super::output::Output;
 use crate::ledger::prune_previous;
 use crate::session::core::{Action, Core, Ending, Input, Work};
+use crate::supervise::signals::Signals;
 use crate::watch::timespec;
 
 /// How much of the host's words is read at once.
@@ -39,6 +40,8 @@ pub fn serve_stdio(root: &Path) -> Ending {
         output: Output::new(stdout.as_fd()),
         core: Core::new(Instant::now()),
         files: Files::new(root),
+        // Without it they end us without a word.
+        signals: Signals::of(&[libc::SIGTERM, libc::SIGINT, libc::SIGHUP]).ok(),
         supervisor: None,
         look_for_supervisor: true,
     };
@@ -57,6 +60,8 @@ struct Session<'a> {
     output: Output<'a>,
     core: Core,
     files: Files,
+    /// What asks us to end.
+    signals: Option<Signals>,
     /// Readable when the supervisor has ended.
     supervisor: Option<OwnedFd>,
     /// One may have begun since the last look.
@@ -140,6 +145,9 @@ impl Session<'_> {
             timeout = timeout.min(interval);
         }
         let ready = self.poll(timeout);
+        if ready.signals && self.signals.as_ref().is_some_and(|signals| signals.next().is_some()) {
+            self.step(Input::Shutdown);
+        }
         if ready.input {
             self.read_input();
         }
@@ -165,24 +173,21 @@ impl Session<'_> {
         let output_fd = self.output.fd();
         let output = PollFd::new(&output_fd, if self.output.is_empty() { never } else { PollFlags::OUT });
         let mut fds = vec![input, output];
+        // What there may be beside them, and where in the list it stands.
         let files = self.files.watch_fd();
-        if let Some(files) = &files {
-            fds.push(PollFd::new(files, PollFlags::IN));
-        }
-        if let Some(supervisor) = &self.supervisor {
-            fds.push(PollFd::new(supervisor, PollFlags::IN));
-        }
+        let extra = [files, self.supervisor.as_ref().map(OwnedFd::as_fd), self.signals.as_ref().map(Signals::as_fd)];
+        let places = extra.each_ref().map(|fd| {
+            let fd = fd.as_ref()?;
+            fds.push(PollFd::new(fd, PollFlags::IN));
+            Some(fds.len() - 1)
+        });
         if !matches!(poll(&mut fds, Some(&timespec(timeout))), Ok(_) | Err(Errno::INTR)) {
             // Cannot happen with descriptors that are open; never spin.
             std::thread::sleep(Duration::from_millis(10));
         }
         let at = |at: usize| fds.get(at).is_some_and(|fd| !fd.revents().is_empty());
-        let watched = usize::from(files.is_some());
-        Ready {
-            input: self.input_open && at(0),
-            files: (watched == 1 && at(2)) || self.files.interval().is_some(),
-            supervisor: self.supervisor.is_some() && at(2 + watched),
-        }
+        let [files, supervisor, signals] = places.map(|place| place.is_some_and(at));
+        Ready { input: self.input_open && at(0), files: files || self.files.interval().is_some(), supervisor, signals }
     }
 
     fn read_input(&mut self) {
@@ -245,6 +250,7 @@ struct Ready {
     input: bool,
     files: bool,
     supervisor: bool,
+    signals: bool,
 }
 
 /// Says why an action or a piece of work was refused.

@@ -3,7 +3,7 @@
 //!
 //! ```text
 //!   AwaitHello ── hello ──► Opening ── opened ──► Streaming ── all sent, end of input, error, silence ──► Ended
-//!       └ no hello in time        └ refused                   work, in this order:
+//!       └ no hello in time        └ refused      or shutdown; work, in this order:
 //!                                                             heartbeat when due, acknowledgement, events,
 //!                                                             status, result, then one chunk of log or archive
 //! ```
@@ -36,6 +36,8 @@ pub enum Input<'a> {
     Did(Work, Done),
     /// Another session of an owner took over.
     Superseded,
+    /// The agent is to end.
+    Shutdown,
     /// An action was refused.
     Refused(SessionError),
     /// Output was taken by the host's side.
@@ -155,6 +157,8 @@ pub enum Ending {
     HostClosed,
     /// The host was silent for too long.
     PeerLost,
+    /// The agent was asked to end.
+    Shutdown,
     /// Something was refused.
     Refused(ErrorCode),
 }
@@ -224,6 +228,7 @@ impl Core {
             }
             Input::Did(work, done) => self.on_did(work, done, now),
             Input::Superseded => self.refuse(error(ErrorCode::Superseded, "a newer session of an owner took over")),
+            Input::Shutdown => self.on_shutdown(),
             Input::Refused(refusal) => self.refuse(refusal),
             Input::Wrote => {
                 if !self.follow {
@@ -365,6 +370,13 @@ impl Core {
             self.phase = Phase::Ended(Ending::HostClosed);
         }
         Vec::new()
+    }
+
+    /// The host dials again for what is not sent yet; it is in the files.
+    fn on_shutdown(&mut self) -> Vec<Action> {
+        let open = self.phase == Phase::Streaming;
+        self.phase = Phase::Ended(Ending::Shutdown);
+        if open { vec![Action::Say(GuestMessage::End(EndReason::Shutdown))] } else { Vec::new() }
     }
 
     fn on_ack(&mut self, ack: Ack) -> Vec<Action> {

@@ -25,7 +25,7 @@ use serde_json::{Value, json};
 use super::ending::Ending;
 use super::logs::Log;
 use super::memory::{self, KillCounter};
-use super::signals::Signals;
+use super::signals::{self, Signals};
 use super::spawn::{self, What};
 use crate::ledger::{self, AckFile, Draft, FileLock, Ledger, LedgerError, OwnerFile};
 use crate::watch::{Watch, timespec};
@@ -82,8 +82,13 @@ pub fn spawn_supervisor(root: &std::path::Path, lock: FileLock, start: &Start) -
     command.arg0("pika-guest").arg("supervise").arg("--lock-fd").arg(lock.as_raw_fd().to_string());
     command.env(paths::ROOT_ENV, root).current_dir("/");
     command.stdin(Stdio::from(memory)).stdout(Stdio::null()).stderr(Stdio::null());
-    // SAFETY: setsid is async-signal-safe, and nothing is allocated.
-    unsafe { command.pre_exec(|| Ok(kernel::setsid().map(|_| ())?)) };
+    // SAFETY: both are async-signal-safe, and nothing is allocated.
+    unsafe {
+        command.pre_exec(|| {
+            signals::unblock_all();
+            Ok(kernel::setsid().map(|_| ())?)
+        });
+    }
     command.spawn()
 }
 

@@ -27,18 +27,26 @@ pub fn by_name(name: &str) -> Option<i32> {
     })
 }
 
-/// The signals that a supervisor passes on, from now on read instead of delivered.
+/// Signals that are from now on read instead of delivered.
 #[derive(Debug)]
 pub struct Signals {
     fd: OwnedFd,
 }
 
 impl Signals {
-    /// Blocks them for this process, which must have no other thread.
+    /// Those that a supervisor passes on.
     pub fn block() -> io::Result<Self> {
+        Self::of(&[&FORWARDED[..], &[kill_request()]].concat())
+    }
+
+    /// Blocks `signals`, by their numbers in libc, for this process, which must have no other thread.
+    pub fn of(signals: &[i32]) -> io::Result<Self> {
+        // Whoever ignores it hands that on, and then children cannot be waited for.
+        // SAFETY: it sets no handler of ours, and there is no other thread.
+        unsafe { libc::signal(libc::SIGCHLD, libc::SIG_DFL) };
         let mut set = empty_set();
-        for signal in FORWARDED.into_iter().chain([kill_request()]) {
-            // SAFETY: `set` is an initialised signal set, and the number is one of libc's own.
+        for &signal in signals {
+            // SAFETY: `set` is an initialised signal set; a number that is none is refused.
             unsafe { libc::sigaddset(&raw mut set, signal) };
         }
         // SAFETY: `set` is an initialised signal set; the old mask is not asked for.
@@ -52,7 +60,7 @@ impl Signals {
         Ok(Self { fd: unsafe { OwnedFd::from_raw_fd(fd) } })
     }
 
-    /// The next signal that came, to be passed on; `KILL` where that was requested.
+    /// The next signal that came; `KILL` where a supervisor was asked for that.
     pub fn next(&self) -> Option<i32> {
         // The kernel's `signalfd_siginfo` begins with the number and is 128 bytes long.
         let mut info = [0u8; 128];
@@ -72,8 +80,8 @@ impl AsFd for Signals {
     }
 }
 
-/// Lets every signal through again: a workload starts with an empty mask.
-pub(super) fn unblock_all() {
+/// Lets every signal through again: what is spawned starts with an empty mask.
+pub(crate) fn unblock_all() {
     let set = empty_set();
     // SAFETY: `set` is an initialised signal set; the old mask is not asked for. Async-signal-safe.
     unsafe { libc::sigprocmask(libc::SIG_SETMASK, &raw const set, std::ptr::null_mut()) };

@@ -1,7 +1,13 @@
-//! A guest in a folder of its own, and a host's end of a session with it. No wait in here is without an end.
+//! A guest in a folder of its own, and a host's end of a session with it. No wait in here is without an end, and nothing that
+//! is started from here can have a vsock.
 #![allow(dead_code, unreachable_pub, reason = "each test file is a crate and uses a part of it")]
 
+pub mod listener;
+mod no_vsock;
+
 use std::io::{Read as _, Write as _};
+use std::net::Shutdown;
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
@@ -43,8 +49,14 @@ impl Guest {
     }
 
     pub fn command(&self, args: &[&str]) -> Command {
-        let mut command = Command::new(binary());
+        self.command_of(binary(), args)
+    }
+
+    /// The same of another build of the agent.
+    pub fn command_of(&self, program: &Path, args: &[&str]) -> Command {
+        let mut command = Command::new(program);
         command.args(args).env("PIKA_CLOUD_DIR", self.root());
+        no_vsock::forbid(&mut command);
         command
     }
 
@@ -220,15 +232,32 @@ impl Said {
 
 /// A host's end of a session.
 pub struct Stream {
-    pub child: Child,
-    stdin: Option<ChildStdin>,
+    /// The guest's end, where it is not behind a listener.
+    child: Option<Child>,
+    input: Option<Input>,
     said: Receiver<Said>,
+}
+
+enum Input {
+    Pipe(ChildStdin),
+    Socket(UnixStream),
 }
 
 impl Stream {
     pub fn spawn(mut command: Command) -> Self {
         let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
-        let mut stdout = child.stdout.take().unwrap();
+        let said = Self::listen(child.stdout.take().unwrap());
+        let input = child.stdin.take().map(Input::Pipe);
+        Self { child: Some(child), input, said }
+    }
+
+    /// A session over a connection.
+    pub fn over(socket: UnixStream) -> Self {
+        let said = Self::listen(socket.try_clone().unwrap());
+        Self { child: None, input: Some(Input::Socket(socket)), said }
+    }
+
+    fn listen(mut output: impl std::io::Read + Send + 'static) -> Receiver<Said> {
         let (sender, said) = channel();
         std::thread::spawn(move || {
             let mut decoder = Decoder::new();
@@ -263,14 +292,18 @@ impl Stream {
                         return;
                     }
                 }
-                match stdout.read(decoder.space(64 * 1024)) {
+                match output.read(decoder.space(64 * 1024)) {
                     Ok(0) | Err(_) => return,
                     Ok(n) => decoder.filled(n),
                 }
             }
         });
-        let stdin = child.stdin.take();
-        Self { child, stdin, said }
+        said
+    }
+
+    /// The process at the guest's end.
+    pub fn id(&self) -> u32 {
+        self.child.as_ref().expect("not behind a listener").id()
     }
 
     pub fn say(&mut self, message: &HostMessage) {
@@ -281,7 +314,10 @@ impl Stream {
 
     pub fn say_raw(&mut self, bytes: &[u8]) {
         // A guest that has ended is no error here: the test looks at what it said.
-        let _ = self.stdin.as_mut().unwrap().write_all(bytes);
+        let _ = match self.input.as_mut().unwrap() {
+            Input::Pipe(pipe) => pipe.write_all(bytes),
+            Input::Socket(socket) => socket.write_all(bytes),
+        };
     }
 
     /// Opens the session; what the guest answers is still to be read.
@@ -307,7 +343,9 @@ impl Stream {
 
     /// Ends the host's side.
     pub fn close(&mut self) {
-        self.stdin = None;
+        if let Some(Input::Socket(socket)) = self.input.take() {
+            let _ = socket.shutdown(Shutdown::Write);
+        }
     }
 
     /// The next thing said, which must come.
@@ -366,20 +404,27 @@ impl Stream {
                 Err(RecvTimeoutError::Timeout) => panic!("the session does not end; last: {:?}", rest.last()),
             }
         }
-        wait(&mut self.child);
+        if let Some(child) = &mut self.child {
+            wait(child);
+        }
         rest
     }
 
     /// How the guest's process ended.
     pub fn code(&mut self) -> i32 {
-        wait(&mut self.child)
+        wait(self.child.as_mut().expect("not behind a listener"))
     }
 }
 
 impl Drop for Stream {
     fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+        if let Some(Input::Socket(socket)) = self.input.take() {
+            let _ = socket.shutdown(Shutdown::Both);
+        }
+        if let Some(child) = &mut self.child {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
     }
 }
 

@@ -61,6 +61,9 @@ pub(crate) enum Verb {
     Run(RunArgs),
     /// Serves a host's session on standard input and output.
     Stream,
+    /// Listens for hosts' sessions, over vsock and a UNIX socket; an init runs it.
+    #[command(long_about = SERVE_HELP)]
+    Serve(ServeArgs),
     /// Supervises what a session started; not for people.
     #[command(hide = true)]
     Supervise(SuperviseArgs),
@@ -142,6 +145,27 @@ pub(crate) struct RunArgs {
     pub(crate) command: Vec<std::ffi::OsString>,
 }
 
+const SERVE_HELP: &str = "\
+Listens for hosts' sessions, over vsock and a UNIX socket; an init runs it.
+
+It stays in the foreground, says what it has to say on standard error, and needs no particular init. Over vsock only the host
+(CID 2) is served. Over the UNIX socket (mode 0660, group pika-cloud where there is one) a session has the rights of the user
+who dials. A vsock driver that comes late is waited for. TERM ends it and its sessions, and never a workload: a unit of systemd
+needs Type=notify, KillMode=process and OOMPolicy=continue.";
+
+#[derive(Debug, Args)]
+pub(crate) struct ServeArgs {
+    /// The vsock port [default: `PIKA_GUEST_PORT`, else 20555].
+    #[arg(long, value_name = "PORT", value_parser = port)]
+    pub(crate) port: Option<u32>,
+    /// Listen on a UNIX socket at PATH, too. Its folder is made; no link in it is followed.
+    #[arg(long, value_name = "PATH")]
+    pub(crate) unix: Option<std::path::PathBuf>,
+    /// Do not listen on vsock: for containers.
+    #[arg(long, requires = "unix", conflicts_with = "port")]
+    pub(crate) no_vsock: bool,
+}
+
 #[derive(Debug, Args)]
 pub(crate) struct SuperviseArgs {
     /// The descriptor that holds the supervisor's lock.
@@ -154,6 +178,12 @@ fn seconds(text: &str) -> Result<Duration, String> {
     let wrong = || format!("`{text}` is not a number of seconds (such as 10 or 10s)");
     let secs: f64 = number.parse().map_err(|_| wrong())?;
     Duration::try_from_secs_f64(secs).map_err(|_| wrong())
+}
+
+/// A vsock port; the highest number means "any" to the kernel.
+pub(crate) fn port(text: &str) -> Result<u32, String> {
+    let port = text.parse().ok().filter(|&port| port != 0 && port != u32::MAX);
+    port.ok_or_else(|| format!("`{text}` is not a vsock port: 1 to {}", u32::MAX - 1))
 }
 
 fn fraction(text: &str) -> Result<f64, String> {
@@ -177,6 +207,14 @@ mod tests {
         assert_eq!(seconds("1.5s"), Ok(Duration::from_millis(1500)));
         for wrong in ["", "s", "-1", "inf", "nan", "1m", "1e99"] {
             assert!(seconds(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn ports_that_can_be_listened_on() {
+        assert_eq!((port("1"), port("4294967294")), (Ok(1), Ok(u32::MAX - 1)));
+        for wrong in ["", "0", "-1", "4294967295", "4294967296", "any"] {
+            assert!(port(wrong).is_err(), "{wrong}");
         }
     }
 

@@ -1,6 +1,7 @@
 //! Why a verb failed, and the exit code that says so (those of sysexits.h).
 
 use pika_guest_agent::ledger::LedgerError;
+use pika_guest_agent::serve::{ServeError, UnixError};
 use rustix::io::Errno;
 
 /// A verb failed.
@@ -31,6 +32,12 @@ pub(crate) enum Failure {
         /// Why it failed.
         source: std::io::Error,
     },
+    /// An environment variable is wrong.
+    #[error("{0}")]
+    Environment(String),
+    /// The listener cannot begin.
+    #[error(transparent)]
+    Serve(#[from] ServeError),
     /// A line of standard input was refused.
     #[error("line {line} of standard input: {source} ({written} events before it are written)")]
     Line {
@@ -52,6 +59,8 @@ impl Failure {
             Self::NoInput(_) => EX_NOINPUT,
             Self::NotAcknowledged { .. } => EX_TEMPFAIL,
             Self::Stdio { .. } => EX_IOERR,
+            Self::Environment(_) => EX_USAGE,
+            Self::Serve(error) => serve_code(error),
             Self::Line { source, .. } => source.code(),
         }
     }
@@ -66,6 +75,15 @@ pub(crate) const EX_IOERR: u8 = 74;
 pub(crate) const EX_TEMPFAIL: u8 = 75;
 pub(crate) const EX_PROTOCOL: u8 = 76;
 pub(crate) const EX_NOPERM: u8 = 77;
+
+fn serve_code(error: &ServeError) -> u8 {
+    match error {
+        ServeError::Signals(_) => EX_IOERR,
+        ServeError::Unix(UnixError::InUse { .. }) => EX_TEMPFAIL,
+        ServeError::Unix(UnixError::Io { errno: Errno::ACCESS | Errno::PERM, .. }) => EX_NOPERM,
+        ServeError::Unix(_) => EX_CANTCREAT,
+    }
+}
 
 fn ledger_code(error: &LedgerError) -> u8 {
     match error {

@@ -44,6 +44,7 @@ fn run(verb: Verb) -> Result<u8, Failure> {
         Verb::Emit => emit::emit(),
         Verb::Run(args) => work::run(args),
         Verb::Stream => Ok(work::stream()),
+        Verb::Serve(args) => work::serve(args),
         Verb::Supervise(args) => work::supervise(&args),
     }
 }

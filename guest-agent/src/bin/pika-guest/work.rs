@@ -1,15 +1,18 @@
-//! The verbs that stay: `run`, `stream` and the supervisor of what a session started.
+//! The verbs that stay: `run`, `stream`, `serve` and the supervisor of what a session started.
 
 use pika_cloud_common::GuestRequest;
-use pika_cloud_common::limits::{MAX_DOCUMENT_BYTES, RELEASE_TIMEOUT};
+use pika_cloud_common::limits::{MAX_DOCUMENT_BYTES, RELEASE_TIMEOUT, VSOCK_PORT};
 use pika_cloud_common::wire::ErrorCode;
 use pika_guest_agent::ledger::{Folder, Ledger, LedgerError};
-use pika_guest_agent::serve::serve_stdio;
+use pika_guest_agent::serve::{self, Place, serve_stdio};
 use pika_guest_agent::session::core::Ending;
 use pika_guest_agent::supervise::{self, Job, What};
 
-use crate::args::{RunArgs, SuperviseArgs};
+use crate::args::{self, RunArgs, ServeArgs, SuperviseArgs};
 use crate::exit::{EX_IOERR, EX_PROTOCOL, EX_TEMPFAIL, EX_UNAVAILABLE, Failure};
+
+/// The vsock port, where no option names one.
+const PORT_ENV: &str = "PIKA_GUEST_PORT";
 
 /// Runs a workload and ends with its exit code.
 pub(crate) fn run(args: RunArgs) -> Result<u8, Failure> {
@@ -45,6 +48,20 @@ pub(crate) fn run(args: RunArgs) -> Result<u8, Failure> {
     Ok(exit_code(supervise::run_job(&ledger, lock.into_fd(), &job)?))
 }
 
+/// Listens for sessions until a signal ends it.
+pub(crate) fn serve(args: ServeArgs) -> Result<u8, Failure> {
+    let mut places = Vec::new();
+    if !args.no_vsock {
+        let named = std::env::var_os(PORT_ENV).filter(|text| !text.is_empty());
+        let named = named.map(|text| args::port(&text.to_string_lossy())).transpose();
+        let named = named.map_err(|wrong| Failure::Environment(format!("{PORT_ENV}: {wrong}")))?;
+        places.push(Place::Vsock(args.port.or(named).unwrap_or(VSOCK_PORT)));
+    }
+    places.extend(args.unix.map(Place::Unix));
+    serve::serve(places)?;
+    Ok(0)
+}
+
 /// Supervises what a session started.
 pub(crate) fn supervise(args: &SuperviseArgs) -> Result<u8, Failure> {
     let ledger = Ledger::open()?;
@@ -54,7 +71,7 @@ pub(crate) fn supervise(args: &SuperviseArgs) -> Result<u8, Failure> {
 /// Serves a session.
 pub(crate) fn stream() -> u8 {
     match serve_stdio(&Ledger::root_path()) {
-        Ending::Done | Ending::HostClosed => 0,
+        Ending::Done | Ending::HostClosed | Ending::Shutdown => 0,
         Ending::PeerLost => EX_TEMPFAIL,
         Ending::Refused(ErrorCode::UnsupportedProtocol | ErrorCode::BadMessage) => EX_PROTOCOL,
         Ending::Refused(ErrorCode::Ledger) => EX_IOERR,

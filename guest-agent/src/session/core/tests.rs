@@ -88,6 +88,13 @@ fn how_sessions_end() {
     core.step(Input::Changed(Dirt { events: true, ..Dirt::default() }), now);
     let actions = core.step(Input::Did(Work::Events, Done::NewStream(3)), now);
     assert_eq!(says_end(&actions), Some(EndReason::NewStream));
+    // The agent ends: a session that is open is told, one that is not has nobody to tell.
+    let (mut core, _) = idle("owner", true, false, now);
+    assert_eq!(says_end(&core.step(Input::Shutdown, now)), Some(EndReason::Shutdown));
+    assert_eq!(core.ending(), Some(Ending::Shutdown));
+    let mut core = Core::new(now);
+    assert!(core.step(Input::Shutdown, now).is_empty());
+    assert_eq!(core.ending(), Some(Ending::Shutdown));
 }
 
 /// Invariant 9: a run whose guest booted again is not started a second time in what that boot began.
@@ -162,6 +169,7 @@ enum Move {
     Changed,
     Work(u8),
     Superseded,
+    Shutdown,
     Archive,
     Pass(u16),
 }
@@ -174,6 +182,7 @@ fn moves() -> impl Strategy<Value = Vec<Move>> {
         2 => Just(Move::Changed),
         6 => any::<u8>().prop_map(Move::Work),
         1 => Just(Move::Superseded),
+        1 => Just(Move::Shutdown),
         1 => Just(Move::Archive),
         2 => (0u16..6000).prop_map(Move::Pass),
     ];
@@ -212,6 +221,7 @@ fn make(core: &mut Core, known: &mut Known, now: Instant, made: &Move) -> Vec<Ac
             None => Vec::new(),
         },
         Move::Superseded => core.step(Input::Superseded, now),
+        Move::Shutdown => core.step(Input::Shutdown, now),
         Move::Archive => core.step(Input::Refused(error(ErrorCode::Archive, "")), now),
         Move::Opened(..) | Move::Pass(_) => core.step(Input::Tick, now),
     }
@@ -247,9 +257,10 @@ proptest! {
                     }
                     Action::Say(GuestMessage::End(reason)) => {
                         ends += 1;
-                        prop_assert_eq!(core.ending(), Some(Ending::Done));
+                        let asked = *reason == EndReason::Shutdown;
+                        prop_assert_eq!(core.ending(), Some(if asked { Ending::Shutdown } else { Ending::Done }));
                         let follows = known.hello.is_some_and(|(_, follow)| follow);
-                        prop_assert!(!follows || *reason == EndReason::NewStream);
+                        prop_assert!(asked || !follows || *reason == EndReason::NewStream);
                     }
                     Action::Say(_) => prop_assert!(ended.is_none()),
                     Action::Archive(_) => prop_assert!(known.hello.is_some()),

@@ -1,0 +1,206 @@
+//! The sessions that are open: a process each, of which at most [`MAX_SESSIONS`] live at once.
+//!
+//! ```text
+//!   connection ── its peer may be served ── fork, exec /proc/self/exe stream ── session ── ends ── reaped
+//!                    │                       standard input and output: the connection
+//!                    └ no: closed            standard error: ours      user: the peer's
+//! ```
+//!
+//! Each is `pika-guest stream`, the very program that runs over Incus exec, so that there is one session code to trust. What it
+//! allocates goes with it, a fault in it ends one session, and nothing of another session can be in its memory. Which of two
+//! owners counts, they settle among themselves, through the files (`session/source.rs`). It has no descriptor but those three:
+//! everything else here closes on exec.
+//!
+//! The host's session has our rights. Whoever dials the UNIX socket gets a session that runs as that user: a member of the
+//! group can have of it what the files would give anyway, and cannot have a workload started as root.
+//!
+//! How it ends: by itself (the host closed, was silent, said what is no message); with `end {shutdown}` when the listener ends or
+//! dies, whichever way; by KILL where it does not come to that within [`END_GRACE`]. Supervisors and workloads that a session
+//! started are in kernel sessions of their own and outlive it.
+
+use std::os::unix::process::CommandExt as _;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use rustix::fd::OwnedFd;
+use rustix::fs::{Gid, Uid};
+use rustix::io::Errno;
+use rustix::net::{SendFlags, send};
+use rustix::process::{self as kernel, Pid, Signal, WaitOptions};
+use rustix::thread::{set_thread_gid, set_thread_groups, set_thread_uid};
+
+use super::listen::Peer;
+use super::notify;
+use super::say::{Seldom, say};
+use super::unix::Credentials;
+use crate::supervise::signals;
+
+/// Sessions at once: an owner, one that is about to take over, and more observers than anybody has. Beyond it a connection is
+/// told so, and closed.
+pub const MAX_SESSIONS: usize = 16;
+/// How long sessions have for their last words when the listener ends.
+pub(super) const END_GRACE: Duration = Duration::from_secs(3);
+
+/// Said to who is one too many. A code that hosts need not know: they dial again, as after any session that broke.
+const TOO_MANY: &str = "{\"error\":{\"code\":\"too_many_sessions\",\"message\":\"the agent has as many sessions as it \
+                        serves at once (16); one must end before another can begin\"}}\n";
+
+/// The open sessions.
+#[derive(Debug, Default)]
+pub(super) struct Sessions {
+    running: Vec<Pid>,
+    refused: Seldom,
+    too_many: Seldom,
+    failed: Seldom,
+}
+
+impl Sessions {
+    pub(super) fn len(&self) -> usize {
+        self.running.len()
+    }
+
+    /// Begins a session with `peer` over `fd`, or closes it.
+    pub(super) fn begin(&mut self, fd: OwnedFd, peer: &Peer, now: Instant) {
+        let identity = match identity_for(peer, kernel::geteuid()) {
+            Ok(identity) => identity,
+            Err(reason) => return self.refused.say(&format!("refused a connection {reason}"), now),
+        };
+        if self.running.len() >= MAX_SESSIONS {
+            // Best effort, and never waited for: the kernel takes so little at once or not at all.
+            let _ = send(&fd, TOO_MANY.as_bytes(), SendFlags::DONTWAIT | SendFlags::NOSIGNAL);
+            return self.too_many.say(&format!("refused a connection: there are {MAX_SESSIONS} sessions"), now);
+        }
+        match spawn(fd, identity) {
+            Ok(pid) => self.running.push(pid),
+            Err(error) => self.failed.say(&format!("cannot begin a session: {error}"), now),
+        }
+    }
+
+    /// Takes note of all that have ended.
+    pub(super) fn reap(&mut self, now: Instant) {
+        loop {
+            match kernel::wait(WaitOptions::NOHANG) {
+                Ok(Some((pid, status))) => {
+                    let was_session = self.running.iter().position(|&running| running == pid);
+                    if let Some(at) = was_session {
+                        self.running.swap_remove(at);
+                    }
+                    if let (Some(_), Some(signal)) = (was_session, status.terminating_signal()) {
+                        self.failed.say(&format!("a session was ended by signal {signal}"), now);
+                    }
+                }
+                Err(Errno::INTR) => {}
+                Ok(None) | Err(_) => return,
+            }
+        }
+    }
+
+    /// Asks all to end.
+    pub(super) fn ask_to_end(&self) {
+        self.signal(Signal::TERM);
+    }
+
+    /// Ends those that did not.
+    pub(super) fn kill(&self) {
+        if !self.running.is_empty() {
+            say(&format!("{} sessions did not end by themselves", self.running.len()));
+        }
+        self.signal(Signal::KILL);
+    }
+
+    fn signal(&self, signal: Signal) {
+        for &pid in &self.running {
+            // Not reaped yet, so that its number is still its own.
+            let _ = kernel::kill_process(pid, signal);
+        }
+    }
+}
+
+/// Whom a session runs as, where that is not ourselves.
+#[derive(Debug, PartialEq, Eq)]
+struct Identity {
+    uid: Uid,
+    gid: Gid,
+    groups: Vec<Gid>,
+}
+
+/// Whom a session with `peer` runs as, where we are `own`; an error says why it may have none.
+fn identity_for(peer: &Peer, own: Uid) -> Result<Option<Identity>, String> {
+    match peer {
+        Peer::Host => Ok(None),
+        Peer::Stranger { cid } => Err(format!("from vsock CID {cid}: only the host (CID 2) is served")),
+        Peer::Local(Credentials { uid, .. }) if uid.is_root() || *uid == own => Ok(None),
+        Peer::Local(Credentials { uid, gid, groups, .. }) if own.is_root() => {
+            Ok(Some(Identity { uid: *uid, gid: *gid, groups: groups.clone() }))
+        }
+        Peer::Local(Credentials { uid, .. }) => {
+            Err(format!("of user {}: the agent runs as user {} and cannot become another", uid.as_raw(), own.as_raw()))
+        }
+    }
+}
+
+fn spawn(fd: OwnedFd, identity: Option<Identity>) -> std::io::Result<Pid> {
+    let mut command = Command::new("/proc/self/exe");
+    command.arg0("pika-guest").arg("stream");
+    for name in notify::ENVIRONMENT {
+        command.env_remove(name);
+    }
+    command.stdout(Stdio::from(fd.try_clone()?)).stdin(Stdio::from(fd));
+    let parent = kernel::getpid();
+    // SAFETY: between fork and exec only async-signal-safe system calls are made, and nothing is allocated.
+    unsafe {
+        command.pre_exec(move || {
+            if let Some(Identity { uid, gid, groups }) = &identity {
+                set_thread_groups(groups)?;
+                set_thread_gid(*gid)?;
+                set_thread_uid(*uid)?;
+            }
+            // After the change of user, which clears it. A listener that is killed leaves no session that nobody counts.
+            kernel::set_parent_process_death_signal(Some(Signal::TERM))?;
+            if kernel::getppid() != Some(parent) {
+                return Err(Errno::SRCH.into());
+            }
+            signals::unblock_all();
+            Ok(())
+        });
+    }
+    Ok(Pid::from_child(&command.spawn()?))
+}
+
+#[cfg(test)]
+mod tests {
+    use pika_cloud_common::wire::{ErrorCode, GuestMessage};
+
+    use super::*;
+
+    fn local(uid: u32) -> Peer {
+        let (gid, groups) = (Gid::from_raw(uid + 1), vec![Gid::from_raw(996)]);
+        Peer::Local(Credentials { pid: 7, uid: Uid::from_raw(uid), gid, groups })
+    }
+
+    #[test]
+    fn a_session_has_the_rights_of_who_dialled() {
+        let (root, agent) = (Uid::ROOT, Uid::from_raw(990));
+        for own in [root, agent] {
+            assert_eq!(identity_for(&Peer::Host, own), Ok(None));
+            assert_eq!(identity_for(&local(0), own), Ok(None));
+            for cid in [0, 1, 3, u32::MAX] {
+                assert!(identity_for(&Peer::Stranger { cid }, own).is_err());
+            }
+        }
+        let identity = identity_for(&local(1000), root).unwrap().unwrap();
+        assert_eq!((identity.uid.as_raw(), identity.gid.as_raw()), (1000, 1001));
+        assert_eq!(identity.groups, [Gid::from_raw(996)]);
+        assert_eq!(identity_for(&local(990), agent), Ok(None));
+        assert!(identity_for(&local(1000), agent).is_err());
+    }
+
+    #[test]
+    fn one_too_many_is_told_in_words_of_the_protocol() {
+        assert!(TOO_MANY.contains(&format!("({MAX_SESSIONS})")));
+        let line = TOO_MANY.strip_suffix('\n').unwrap();
+        let GuestMessage::Error(error) = GuestMessage::decode(line.as_bytes()).unwrap() else { panic!("{line}") };
+        // Which ends the session for a host, as every code that it does not know.
+        assert_eq!(error.code, ErrorCode::Unknown);
+    }
+}
