@@ -275,6 +275,9 @@ pub struct Collection {
     pub skipped: u64,
     /// Log bytes on the host.
     pub log_bytes: u64,
+    /// Whether the logs go on beyond `limits.log_bytes`. That alone leaves the collection complete.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub log_cut: bool,
     /// Why it is not complete.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,

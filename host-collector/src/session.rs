@@ -69,6 +69,8 @@ pub enum Received<'a> {
         /// The bytes, never empty.
         bytes: &'a [u8],
     },
+    /// A log file more than are taken: its bytes are dropped.
+    LogLeftOut,
     /// A file or folder of the archive begins, or a file goes on.
     Entry(Entry),
     /// The bytes of the entry's chunk, in order.
@@ -324,7 +326,7 @@ fn log(cursor: &mut Cursor, chunk: LogChunk) -> Result<(Received<'static>, Bulk)
     };
     let known = cursor.logs.get(&file).copied();
     if known.is_none() && cursor.logs.len() >= MAX_LOG_FILES {
-        return Ok((Received::Nothing, Bulk::Dropped));
+        return Ok((Received::LogLeftOut, Bulk::Dropped));
     }
     let next = known.unwrap_or(0);
     if offset < next {

@@ -19,6 +19,9 @@ use crate::runtime::Core;
 /// pings, and acks that sum up. Beyond it the guest counts as lost.
 const MAX_OUTBOX_BYTES: usize = MAX_LINE_BYTES + 64 * 1024;
 
+/// Written bytes that are kept before what waits is moved to the front.
+const MAX_WRITTEN_BYTES: usize = 64 * 1024;
+
 /// How long a hang-up waits for the last message to leave, and for the guest to end.
 const FAREWELL: Duration = Duration::from_secs(1);
 
@@ -47,6 +50,11 @@ impl Live {
     /// Queues a message. `false` where the guest has not read for so long that nothing more fits.
     pub(super) fn send(&mut self, message: &HostMessage) -> bool {
         let fits = self.outbox.len() - self.written <= MAX_OUTBOX_BYTES;
+        if self.written > MAX_WRITTEN_BYTES {
+            // A guest that always leaves something unread frees nothing by reading the rest (Invariant 5).
+            self.outbox.drain(..self.written);
+            self.written = 0;
+        }
         if fits {
             message.write(&mut self.outbox);
         }
@@ -162,6 +170,22 @@ mod tests {
         let began = tokio::time::Instant::now();
         live.hang_up().await;
         assert_eq!(began.elapsed(), FAREWELL);
+    }
+
+    /// Invariant 5.
+    #[tokio::test]
+    async fn a_guest_that_always_leaves_a_little_unread_costs_no_more() {
+        let (mut live, mut guest) = live(4096);
+        let mut read = vec![0; 4096];
+        for seq in 1..20_000 {
+            assert!(live.send(&ack(seq)));
+            let _ = futures_util::poll!(std::pin::pin!(poll_fn(|cx| live.poll_send(cx))));
+            if live.outbox.len() - live.written > 8192 {
+                assert!(guest.read(&mut read).await.unwrap() > 0);
+            }
+        }
+        assert!(live.outbox.len() - live.written > 0, "never all of it is read");
+        assert!(live.outbox.capacity() < 4 * MAX_WRITTEN_BYTES, "{}", live.outbox.capacity());
     }
 
     #[tokio::test]

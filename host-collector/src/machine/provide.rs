@@ -25,6 +25,8 @@ impl Machine {
             ) => self.give_up_to(owner, term, actions),
             (Phase::Looking, Ok(found)) => self.found(found, now, actions),
             (Phase::Looking, Err(failure)) => {
+                // A workload that runs does not end because a question was refused: that may go better in a moment.
+                let failure = CallFailure { transient: failure.transient || self.contact.start_sent, ..failure };
                 self.call_failed(failure, "Incus could not be asked for the instance", now, actions);
             }
             // Looked at since Incus said that something happened; most of the time it was nothing of ours. Where Incus cannot

@@ -206,13 +206,12 @@ impl Core {
         }
         match answer {
             Ok(Found::Running) => self.dial(),
-            Ok(Found::Error | Found::Changing(_)) => self.collect_later(),
-            Err(failure) if failure.transient => self.collect_later(),
+            // Whatever Incus answered, the budget bounds how often it is asked.
+            Ok(Found::Error | Found::Changing(_)) | Err(_) => self.collect_later(),
             Ok(Found::Stopped) => self.came_to_its_end(Some("the instance is stopped".to_owned()), 0),
             Ok(Found::Absent | Found::Foreign | Found::TakenOver { .. }) => {
                 self.came_to_its_end(Some("the instance is gone".to_owned()), 0);
             }
-            Err(failure) => self.came_to_its_end(Some(failure.message), 0),
         }
     }
 
@@ -254,14 +253,19 @@ impl Core {
         self.tick_stopping();
     }
 
-    /// The guest sent all that it has.
+    /// The guest sent all that it has. Where nothing was asked for yet, it says nothing.
     pub(super) fn archived(&mut self, skipped: u64, truncated: bool) {
+        if !self.takes_entries() {
+            return;
+        }
         let problem = truncated.then(|| "the artifacts are beyond the spec's limits, or the agent's".to_owned());
         self.came_to_its_end(problem, skipped);
     }
 
     pub(super) fn archive_failed(&mut self, problem: String) {
-        self.came_to_its_end(Some(problem), 0);
+        if self.takes_entries() {
+            self.came_to_its_end(Some(problem), 0);
+        }
     }
 
     /// Nothing more will come; what came is stored.
@@ -298,6 +302,7 @@ impl Core {
             bytes: stored.bytes,
             skipped,
             log_bytes: self.logs.bytes(),
+            log_cut: self.logs.are_cut(),
             error: problem,
         };
         self.record_last(HostRecord::Collected { collection });

@@ -20,6 +20,8 @@ const GATHER_COUNTS: Duration = Duration::from_secs(30);
 #[derive(Debug, Default)]
 pub(super) struct Batch {
     guest: VecDeque<Guest>,
+    /// What a guest may say without an event, and said since the session opened: once is enough (Invariant 5).
+    said: Said,
     then: Vec<Then>,
     /// The host says hello then, in the stream that was dialled.
     opens_session: bool,
@@ -38,12 +40,35 @@ enum Then {
     Concluded,
 }
 
+#[derive(Debug, Default)]
+struct Said {
+    accepted: bool,
+    refused: bool,
+    rewound: bool,
+}
+
 impl Batch {
     /// What the guest repeats is heard once.
     pub(super) fn hear(&mut self, guest: Guest) {
-        if self.guest.back() != Some(&guest) {
+        let was_said = match guest {
+            Guest::Accepted => std::mem::replace(&mut self.said.accepted, true),
+            Guest::Refused(_) => std::mem::replace(&mut self.said.refused, true),
+            Guest::Rewound => std::mem::replace(&mut self.said.rewound, true),
+            Guest::Opened { .. } => {
+                self.said = Said::default();
+                false
+            }
+            Guest::State(_) | Guest::Progress | Guest::Terminal(_) => false,
+        };
+        if !was_said && self.guest.back() != Some(&guest) {
             self.guest.push_back(guest);
         }
+    }
+
+    /// How many words of the guest wait in it.
+    #[cfg(test)]
+    pub(super) fn words(&self) -> usize {
+        self.guest.len()
     }
 
     /// Whether the guest's last word is in it.
@@ -87,13 +112,14 @@ impl Batch {
 
     pub(super) fn forget_words(&mut self) {
         self.guest.clear();
+        self.said = Said::default();
     }
 
     /// The session is lost: that it opened is no news any more, and what was to be said in it is not said in the next one. That
     /// may be with another boot of the guest, which would start what was lost with this one (Invariant 9).
     pub(super) fn forget_session(&mut self) {
         self.forget_messages();
-        self.opens_session = false;
+        (self.opens_session, self.said) = (false, Said::default());
         self.guest.retain(|guest| !matches!(guest, Guest::Opened { run_lost: false }));
     }
 

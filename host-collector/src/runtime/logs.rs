@@ -77,6 +77,16 @@ impl LogMarks {
         self.too_many
     }
 
+    /// A file more than are taken was left out.
+    pub(super) fn leave_out(&mut self) {
+        self.too_many = true;
+    }
+
+    /// Whether a file goes on beyond the limit.
+    pub(super) fn are_cut(&self) -> bool {
+        self.files.values().any(|log| log.says_full)
+    }
+
     /// Whether no more bytes are kept, so that only how far the guest is has to be written down.
     pub(super) fn is_full(&self) -> bool {
         self.kept >= self.limit
@@ -271,6 +281,7 @@ mod tests {
         let mut bench = Bench::new(10);
         bench.append("a.log", 0, b"0123456789");
         assert_eq!(bench.text("a.log"), "0123456789", "what fits is not said to go on");
+        assert!(!bench.marks.are_cut());
         for round in 0..100 {
             bench.append("a.log", 10 + 3 * round, b"abc");
             bench.append("b.log", 3 * round, b"abc");
@@ -284,6 +295,7 @@ mod tests {
         let mut again = Bench::from(10, known, &[("a.log", &said)]);
         again.append("a.log", 310, b"abc");
         assert_eq!(again.text("a.log"), said, "said once");
+        assert!(bench.marks.are_cut() && again.marks.are_cut());
         let mut cut = Bench::new(4);
         cut.append("a.log", 0, b"0123456789");
         assert_eq!(cut.text("a.log"), format!("0123{FULL}"));

@@ -111,6 +111,8 @@ struct StreamOf {
 struct Calls {
     last_id: CallId,
     look: Option<CallId>,
+    /// Something happened since.
+    look_again: bool,
     dial: Option<CallId>,
     console: Option<CallId>,
     /// A call that changes the instance. There is one at most: a create that is still under way would make behind our back
@@ -290,7 +292,12 @@ impl Core {
     /// Incus said that something happened to the instance.
     pub fn woken(&mut self, now: Now) {
         self.now = now;
-        self.step(Input::Woken);
+        if self.calls.look.is_some() {
+            // However much happens, there is one question under way, and the next one behind its answer (Invariant 5).
+            self.calls.look_again = true;
+        } else {
+            self.step(Input::Woken);
+        }
         self.settle();
     }
 

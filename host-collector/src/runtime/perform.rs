@@ -72,7 +72,7 @@ impl Core {
     /// An instance with labels of ours is looked for under any name, but where Incus was never asked to make one.
     pub(super) fn look(&mut self) {
         let id = self.calls.new_id();
-        self.calls.look = Some(id);
+        (self.calls.look, self.calls.look_again) = (Some(id), false);
         let view = self.records.view();
         // One that is kept is there for the next incarnation too.
         let search = view.incarnation > 1 || view.state != Some(State::Requested);
@@ -228,6 +228,9 @@ impl Core {
             Answer::Looked(looked) => {
                 if self.calls.look.take_if(|look| *look == id).is_some() {
                     self.looked(looked);
+                    if self.calls.look.is_none() && std::mem::take(&mut self.calls.look_again) {
+                        self.step(Input::Woken);
+                    }
                 }
             }
             Answer::Console(console) => {

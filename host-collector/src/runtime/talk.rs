@@ -15,6 +15,9 @@ use crate::session::{Opened, Received, Session, SessionFault};
 /// Streams that an incarnation may have: its own, and what an image or an earlier boot left before it.
 const MAX_STREAMS: u32 = 16;
 
+/// Of a guest's reason not to start its workload.
+const MAX_REFUSAL_CHARS: usize = 1024;
+
 impl Core {
     /// There is a stream to the agent. The cursor in the hello acknowledges all that is before it, so that it waits until that
     /// is durable (Invariant 1); nothing new comes meanwhile, since no session is there to bring it.
@@ -146,6 +149,7 @@ impl Core {
             }
             Received::Log { file, offset, bytes } if keeps_logs => logs.append(records, file, offset, bytes),
             Received::Log { file, offset, bytes } => logs.skip(file, offset + bytes.len() as u64),
+            Received::LogLeftOut => logs.leave_out(),
             Received::Entry(entry) if takes_entries => outputs.entry(&entry),
             Received::EntryBytes(bytes) if takes_entries => outputs.bytes(bytes),
             Received::Entry(_) | Received::EntryBytes(_) | Received::Nothing => {}
@@ -294,9 +298,10 @@ impl Core {
     fn refused(&mut self, error: SessionError) {
         match error.code {
             ErrorCode::Busy | ErrorCode::BadRequest => {
-                let refused = HostRecord::StartRefused { message: error.message.clone() };
+                let message: String = error.message.chars().take(MAX_REFUSAL_CHARS).collect();
+                let refused = HostRecord::StartRefused { message: message.clone() };
                 self.intake.document(&mut self.records, refused, self.now);
-                self.next_commit.hear(Guest::Refused(error.message));
+                self.next_commit.hear(Guest::Refused(message));
             }
             ErrorCode::Archive => self.archive_failed(error.message),
             ErrorCode::UnsupportedProtocol => self.session_lost(SessionLoss::Refused(error.message)),

@@ -181,11 +181,20 @@ fn a_refusal_of_incus_is_the_end() {
     started.found(Found::Stopped);
     started.has_ended(&Outcome::ProvisionFailed);
     assert_eq!(started.end().error.as_deref(), Some("not allowed"));
+}
+
+/// A workload that runs may be well, whatever Incus answers while it comes up again.
+#[test]
+fn a_question_that_is_refused_ends_no_workload() {
     let mut running = Bench::live(plan());
     running.lose(lost());
+    for _ in 0..5 {
+        running.wait_next();
+        assert_eq!(running.last, [Action::Look]);
+        assert_eq!(running.feed(Input::Looked(Err(refusal()))), []);
+    }
     running.wait_next();
-    running.feed(Input::Looked(Err(refusal())));
-    running.has_ended(&Outcome::Unreachable);
+    assert_eq!(running.found(Found::Running), [Action::Dial]);
 }
 
 #[test]

@@ -88,7 +88,7 @@ fn a_life_counts_from_its_workloads_start() {
         let start = Start { restarts: 2, start_sent, ..Start::default() };
         let mut bench = Bench::from(again.clone(), &start);
         bench.wait(SECOND);
-        bench.feed(Input::Looked(Err(refusal())));
+        bench.guest(terminal(3));
         bench.feed(Input::Collected);
         bench.feed(Input::Concluded);
         bench.feed(Input::Destroyed(Ok(Destroyed::Gone)));

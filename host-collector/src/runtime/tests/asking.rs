@@ -109,14 +109,29 @@ fn nothing_is_made_behind_an_end() {
     assert_eq!(started.settled(), ["console pika-7", "commit command ended !"]);
 }
 
+/// Invariants 5 and 6: a guest can make Incus tell much, and none of it hides another collector.
+#[test]
+fn a_flood_of_wake_ups_is_one_question_after_the_other() {
+    let mut shell = Shell::live(spec());
+    for _ in 0..1000 {
+        shell.core.woken(shell.now);
+    }
+    assert_eq!(shell.asked(), ["look pika-7 or search"]);
+    assert_eq!(shell.looked(Some(running())), ["look pika-7 or search"], "something happened since");
+    assert_eq!(shell.looked(Some(running())), [""; 0]);
+    shell.core.woken(shell.now);
+    shell.core.woken(shell.now);
+    shell.asked();
+    shell.looked(Some(taken()));
+    assert_eq!(shell.core.phase(), Phase::TakenOver);
+}
+
 #[test]
 fn answers_that_nobody_waits_for_change_nothing() {
     let mut shell = Shell::live(spec());
     shell.core.woken(shell.now);
     assert_eq!(shell.asked(), ["look pika-7 or search"]);
-    let stale = shell.look;
-    shell.core.woken(shell.now);
-    assert_eq!(shell.asked(), ["look pika-7 or search"]);
+    let stale = shell.look - 1;
     shell.core.answer(stale, Answer::Looked(Ok(None)), shell.now);
     shell.core.answer(shell.change, Answer::Started(Err(busy())), shell.now);
     shell.core.answer(999, Answer::Destroyed(Ok(Destroyed::Gone)), shell.now);

@@ -1,6 +1,8 @@
 //! Outputs on every terminal path, within a budget of their own (Invariant 7).
 
+use pika_cloud_common::limits::MAX_LOG_FILES;
 use pika_cloud_common::spec::RetentionPolicy;
+use pika_cloud_common::wire::{ErrorCode, SessionError};
 
 use super::*;
 
@@ -41,6 +43,56 @@ fn entries_before_they_are_asked_for_are_nobodys() {
     let mut shell = Shell::live(spec());
     shell.says(&entry("early"));
     assert_eq!(shell.came.0, [""; 0]);
+}
+
+/// A guest that says that all was sent before anything was asked for would keep its workload, and its outputs to itself.
+#[test]
+fn an_archive_that_nobody_asked_for_ends_no_collection() {
+    let mut shell = Shell::live(spec());
+    shell.lose();
+    shell.core.command(Command::Cancel, shell.now);
+    shell.settled();
+    shell.looked(Some(running()));
+    shell.dialled();
+    assert_eq!(shell.hello("s-1"), ["send TERM"]);
+    shell.notice(Notice::ArchiveDone { files: 0, bytes: 0, skipped: 0, truncated: false });
+    let (code, message) = (ErrorCode::Archive, "no".to_owned());
+    shell.says(&GuestMessage::Error(SessionError { code, message }));
+    assert_eq!(shell.core.phase(), Phase::Collecting);
+    let grace = Duration::from_secs(spec().watchdogs.stop_grace_secs);
+    assert_eq!(shell.wait(grace)[..2], ["send ping", "send KILL"]);
+}
+
+/// Incus may answer anything for a while; the budget is what ends it.
+#[test]
+fn a_question_that_is_refused_is_asked_again() {
+    let mut shell = Shell::live(spec());
+    shell.event(1, "failed");
+    shell.lose();
+    shell.settled();
+    let refused = CallFailure { transient: false, message: "no permission".to_owned() };
+    shell.core.answer(shell.look, Answer::Looked(Err(refused)), shell.now);
+    assert_eq!(shell.wait_next(), ["look pika-7 or search"]);
+    shell.looked(Some(running()));
+    shell.dialled();
+    assert!(shell.hello("s-1").contains(&"send archive **".to_owned()));
+}
+
+/// Invariant 5, and no collection that is called whole.
+#[test]
+fn a_log_file_too_many_is_told() {
+    let mut shell = Shell::live(spec());
+    for count in 0..=MAX_LOG_FILES {
+        let mut bytes = Vec::new();
+        GuestMessage::Log(LogChunk { file: format!("{count}.log"), offset: 0, len: 1 }).write(&mut bytes);
+        bytes.push(b'x');
+        shell.read(&bytes);
+        shell.settled();
+    }
+    shell.event(1, "completed");
+    shell.settled();
+    shell.collected();
+    assert!(problem(&shell).unwrap().contains("log files"));
 }
 
 #[test]

@@ -4,6 +4,19 @@ use pika_cloud_common::State;
 
 use super::*;
 
+/// Invariant 5: what a guest may say for ever costs no memory while the disk is busy.
+#[test]
+fn words_that_wait_for_the_disk_are_few() {
+    let mut shell = Shell::live(spec());
+    shell.event(1, "starting");
+    assert!(shell.commit.is_some(), "the disk is busy");
+    for _ in 0..1000 {
+        shell.notice(Notice::Started { request_id: String::new() });
+        shell.notice(Notice::Rewound { last_seq: 0 });
+    }
+    assert!(shell.core.next_commit.words() <= 2, "{}", shell.core.next_commit.words());
+}
+
 /// Invariant 1.
 #[test]
 fn an_acknowledgement_is_of_what_is_durable() {
