@@ -7,7 +7,7 @@
 //! ```
 //!
 //! Nothing here starts an Incus: `cargo xtask test` does, and names it in the environment (see [`Lab`]). Nothing waits for
-//! a time to pass: tests wait for conditions, with limits that only a hang reaches.
+//! a time to pass: tests wait for conditions, with limits that only a hang reaches. [`vm`] needs no Incus.
 
 #![allow(clippy::missing_panics_doc, reason = "what a test stands on fails by panicking")]
 
@@ -25,6 +25,7 @@ mod run;
 pub mod sim;
 mod spec;
 mod stage;
+pub mod vm;
 mod wait;
 
 pub use agent::{DONE, ENDLESS, HELLO, archivist, entry, played_by};

@@ -1,5 +1,5 @@
-//! What drives instances and opens streams to their agents. Two users: Incus, and a benchmark that has ten thousand guests
-//! in another process.
+//! What drives instances and opens streams to their agents. Three users: Incus, a benchmark that has ten thousand guests in
+//! another process, and tests whose instances are VMs of their own.
 
 use std::future::Future;
 use std::pin::Pin;

@@ -1,4 +1,4 @@
-//! Builds: the static agent, the `pika-cloud` program, the empty program that the agent is measured against.
+//! Builds: the static agent and the tests' own program for guests, the `pika-cloud` program, the empty program that the agent is measured against.
 
 use std::fs;
 use std::path::PathBuf;
@@ -25,13 +25,24 @@ pub(crate) fn cargo(args: &[&str]) -> Command {
     command
 }
 
-/// Builds the agent alone, so that no other package's features get into it.
+/// Builds the agent.
 pub(crate) fn agent() -> Result<PathBuf> {
     say::step("Build the static pika-guest");
+    guest_program("pika-guest-agent", "pika-guest")
+}
+
+/// Builds what the tests have in a VM beside the agent.
+pub(crate) fn vsock_peer() -> Result<PathBuf> {
+    say::step("Build the static vsock-peer");
+    guest_program("vsock-peer", "vsock-peer")
+}
+
+/// Builds a package's program for guests: static, and alone, so that no other package's features get into it.
+fn guest_program(package: &str, program: &str) -> Result<PathBuf> {
     let target = format!("{}-unknown-linux-gnu", place::ARCH);
-    let args = ["build", "--profile", "agent", "--package", "pika-guest-agent", "--target", &target];
+    let args = ["build", "--profile", "agent", "--package", package, "--target", &target];
     run::shown(cargo(&args).env("RUSTFLAGS", STATIC))?;
-    Ok(place::target().join(target).join("agent/pika-guest"))
+    Ok(place::target().join(target).join("agent").join(program))
 }
 
 /// Builds the agent and holds it to what is promised of it: small and static.

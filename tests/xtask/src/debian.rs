@@ -1,4 +1,4 @@
-//! Installs from Debian what is missing: Incus, and a static busybox for the image.
+//! Installs from Debian what is missing: Incus, a static busybox for the image, and QEMU for the VMs of the tests.
 //!
 //! Debian 13 has Incus in its own suite, Debian 12 in `bookworm-backports`. That suite is added from the machine's own
 //! Debian entry, so that its mirror goes on being used and no host name is written down here.
@@ -12,7 +12,9 @@ use crate::sources::{Entry, derive_deb822, derive_list};
 use crate::{elf, incus, place, run, say};
 
 const BACKPORTS: &str = "bookworm-backports";
+const SOURCES: &str = "/etc/apt/sources.list.d";
 const BUSYBOX: &str = "/bin/busybox";
+const QEMU: &str = "/usr/bin/qemu-system-x86_64";
 
 /// Sees to it that there is an `incusd` and a static busybox; the path of the latter is given back.
 pub(crate) fn provide() -> Result<PathBuf> {
@@ -39,19 +41,38 @@ pub(crate) fn provide() -> Result<PathBuf> {
     static_busybox()
 }
 
+/// Sees to it that there is a QEMU for the VMs of the tests, the one that Debian has for its Incus.
+pub(crate) fn provide_qemu() -> Result<()> {
+    if Path::new(QEMU).exists() {
+        return Ok(());
+    }
+    if has_apt() {
+        finish_interrupted()?;
+    }
+    install(&["qemu-system-x86"])
+}
+
+/// Sees to it that there is a static busybox.
+pub(crate) fn provide_busybox() -> Result<PathBuf> {
+    if !Path::new(BUSYBOX).exists() {
+        install(&["busybox-static"])?;
+    }
+    static_busybox()
+}
+
 fn install(packages: &[&str]) -> Result<()> {
     if !has_apt() {
         return Err(Failure::step(format!(
-            "{} missing, and this machine has no apt-get to install it with: install Incus 6.0 or newer (and a static \
-             busybox at {BUSYBOX}), then run this again",
+            "{} missing, and this machine has no apt-get to install it with: install Incus 6.0 or newer, a static \
+             busybox at {BUSYBOX} and, for the tests, QEMU 7.2 or newer at {QEMU}, then run this again",
             packages.join(", ")
         )));
     }
     say::step("Fetch Debian's package lists");
     update()?;
-    let wants_incus = packages.iter().any(|package| package.starts_with("incus"));
+    let is_backported = |package: &&str| package.starts_with("incus") || package.starts_with("qemu");
     let mut suite = Vec::new();
-    if wants_incus && codename()? == "bookworm" {
+    if packages.iter().any(is_backported) && codename()? == "bookworm" {
         if !has_candidate("incus-base")? {
             add_backports()?;
             update()?;
@@ -75,7 +96,7 @@ fn has_apt() -> bool {
 /// An earlier installation that was interrupted may still be at work, or have left packages half done.
 fn finish_interrupted() -> Result<()> {
     let half_done = run::captured(locked("dpkg").arg("--audit"))?;
-    if !half_done.contains("incus") {
+    if !["incus", "qemu"].iter().any(|name| half_done.contains(name)) {
         return Ok(());
     }
     say::step("Finish an interrupted installation");
@@ -98,7 +119,8 @@ fn apt(name: &str, command: &mut Command) -> Result<()> {
     run::logged(command, &place::own().join(format!("apt-{name}-{}.log", std::process::id())))
 }
 
-fn codename() -> Result<String> {
+/// The name of the Debian that this is.
+pub(crate) fn codename() -> Result<String> {
     let text = fs::read_to_string("/etc/os-release").tried("read /etc/os-release")?;
     Ok(text
         .lines()
@@ -114,8 +136,8 @@ fn has_candidate(package: &str) -> Result<bool> {
 }
 
 fn add_backports() -> Result<()> {
-    let folder = Path::new("/etc/apt/sources.list.d");
-    let entry = own_entry(folder)?.ok_or_else(|| {
+    let folder = Path::new(SOURCES);
+    let entry = own_entry("bookworm", BACKPORTS)?.ok_or_else(|| {
         Failure::step(format!(
             "no entry for bookworm main in /etc/apt/sources.list or {}: add {BACKPORTS} by hand, then run this again",
             folder.display()
@@ -129,8 +151,9 @@ fn add_backports() -> Result<()> {
     fs::rename(&half, &path).tried(format!("write {}", path.display()))
 }
 
-/// The machine's own Debian entry, with the suite changed.
-fn own_entry(folder: &Path) -> Result<Option<Entry>> {
+/// The machine's own Debian entry of this suite, changed to the wanted one.
+pub(crate) fn own_entry(suite: &str, wanted: &str) -> Result<Option<Entry>> {
+    let folder = Path::new(SOURCES);
     let mut paths = vec![PathBuf::from("/etc/apt/sources.list")];
     for entry in fs::read_dir(folder).tried(format!("read {}", folder.display()))? {
         paths.push(entry.tried(format!("read {}", folder.display()))?.path());
@@ -139,8 +162,8 @@ fn own_entry(folder: &Path) -> Result<Option<Entry>> {
     Ok(paths.iter().find_map(|path| {
         let text = fs::read_to_string(path).ok()?;
         match path.extension()?.to_str()? {
-            "list" => derive_list(&text, "bookworm", BACKPORTS),
-            "sources" => derive_deb822(&text, "bookworm", BACKPORTS),
+            "list" => derive_list(&text, suite, wanted),
+            "sources" => derive_deb822(&text, suite, wanted),
             _ => None,
         }
     }))

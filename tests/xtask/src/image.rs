@@ -1,4 +1,5 @@
-//! Makes the small images that tests and demo run: a static busybox, a first process, and, in one of them, the agent.
+//! Makes the small images that tests and demo run: a static busybox, a first process, and, in one of them, the agent. The
+//! root of the VMs is laid out the same way.
 //!
 //! The first process is a shell script: it reaps what is orphaned, and ends the container at once on Incus's stop
 //! (SIGPWR) or a `poweroff`, where busybox's own `init` knows no SIGPWR and waits for seconds on its signals.
@@ -44,7 +45,8 @@ while :; do
 done
 ";
 
-const FILES: [(&str, u32, &str); 7] = [
+/// What is written into every guest's root.
+pub(crate) const FILES: [(&str, u32, &str); 7] = [
     ("sbin/init", 0o755, INIT),
     (
         "etc/passwd",
@@ -89,7 +91,8 @@ pub(crate) fn provide(lab: &Lab, busybox: &Path, agent: Option<&Path>) -> Result
     fs::remove_dir_all(&scratch).tried(format!("remove {}", scratch.display()))
 }
 
-fn lay_out(root: &Path, busybox: &Path) -> Result<()> {
+/// Makes the root of a guest: busybox under all its names, users, the usual folders.
+pub(crate) fn lay_out(root: &Path, busybox: &Path) -> Result<()> {
     for (folder, mode) in FOLDERS {
         let path = root.join(folder);
         fs::create_dir_all(&path).tried(format!("make {}", path.display()))?;
@@ -131,12 +134,14 @@ fn pack(scratch: &Path, name: &str) -> Result<PathBuf> {
     Ok(archive)
 }
 
-fn place_program(from: &Path, to: &Path) -> Result<()> {
+/// Copies a program into a guest's root.
+pub(crate) fn place_program(from: &Path, to: &Path) -> Result<()> {
     fs::copy(from, to).tried(format!("copy {} to {}", from.display(), to.display()))?;
     fs::set_permissions(to, Permissions::from_mode(0o755)).tried(format!("set the mode of {}", to.display()))
 }
 
-fn write(path: &Path, mode: u32, text: &str) -> Result<()> {
+/// Writes a file of a guest's root.
+pub(crate) fn write(path: &Path, mode: u32, text: &str) -> Result<()> {
     fs::write(path, text).tried(format!("write {}", path.display()))?;
     fs::set_permissions(path, Permissions::from_mode(mode)).tried(format!("set the mode of {}", path.display()))
 }

@@ -20,6 +20,7 @@ mod signals;
 mod sources;
 mod tasks;
 mod teardown;
+mod vm;
 
 use std::process::ExitCode;
 
@@ -32,9 +33,10 @@ Usage: cargo xtask COMMAND
 
 Commands that need a real Incus (as root; each starts a private daemon and takes it down again):
   demo                   Run host-collector/examples/ci-job.json and show it live
-  test [FILTER] [-- ARG...]
+  test [--vm quick] [FILTER] [-- ARG...]
                          Unit tests, then the end-to-end tests. With FILTER only the end-to-end tests
-                         whose name contains it. ARGs go to the test binaries (--nocapture, ...)
+                         whose name contains it; with --vm quick only those in VMs that are up in
+                         seconds, without Incus. ARGs go to the test binaries (--nocapture, ...)
   bench [--json]         Measure against the limits that the project promises
   incus [--bare]         Keep a private daemon with the test images until Ctrl-C, and print how to reach
                          it. --bare: without building pika-guest, only the image that has no agent
@@ -46,12 +48,13 @@ Commands that need nothing:
                          fails is printed, and --seed shows it step by step (sim --help has more)
   agent                  Build the static pika-guest, check its size and that it is static
 
-On Debian 12 or 13 Incus is installed by apt if there is none; this may add the suite bookworm-backports,
+On Debian 12 or 13 Incus, and for `test` QEMU, are installed by apt where there are none; this may add the suite bookworm-backports,
 from the machine's own Debian source. An Incus that runs already is never touched. All commands can be run
 again and again, and beside each other. Where things lie:
   target/<arch>-unknown-linux-gnu/agent/pika-guest   the agent
   target/demo/<run>/                                 what the demo collected
   target/xtask/                                      log of the last private daemon, logs of an apt that failed
+  target/xtask/vm/                                   what the tests' VMs boot: kernel, initramfs, vsock device
 ";
 
 fn main() -> ExitCode {

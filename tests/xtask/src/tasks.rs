@@ -10,13 +10,14 @@ use std::time::Duration;
 use crate::cargo::{self, Profile, cargo};
 use crate::failure::{Failure, Result, Tried};
 use crate::lab::{self, Kept, Lab};
-use crate::{debian, image, incus, place, run, say, signals};
+use crate::{debian, image, incus, place, run, say, signals, vm};
 
 /// A lab that is ready: daemon, pool, images and programs.
 struct Ready {
     kept: Kept,
     /// Agent and host's program, where they were built.
     programs: Option<(PathBuf, PathBuf)>,
+    busybox: PathBuf,
 }
 
 impl Ready {
@@ -31,7 +32,7 @@ impl Ready {
             None => None,
         };
         image::provide(kept.lab(), &busybox, programs.as_ref().map(|(agent, _)| agent.as_path()))?;
-        Ok(Self { kept, programs })
+        Ok(Self { kept, programs, busybox })
     }
 
     fn lab(&self) -> &Lab {
@@ -109,31 +110,52 @@ fn list_files(base: &Path, folder: &Path) -> Result<()> {
 /// What `cargo xtask test` was asked to run.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct TestArgs {
+    vm: Option<VmTests>,
     filter: Option<String>,
     passed_on: Vec<String>,
 }
 
+/// Tests in VMs, alone: they need no Incus.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum VmTests {
+    /// Those in VMs that are up in seconds.
+    Quick,
+}
+
 impl TestArgs {
-    /// `[FILTER] [-- ARG...]`
+    /// `[--vm quick] [FILTER] [-- ARG...]`
     pub(crate) fn parse(args: &[&str]) -> Result<Self> {
         let passed_from = args.iter().position(|arg| *arg == "--").unwrap_or(args.len());
         let (before, after) = args.split_at(passed_from);
+        let (vm, before) = match before {
+            ["--vm", "quick", rest @ ..] => (Some(VmTests::Quick), rest),
+            ["--vm", ..] => return Err(Failure::usage("`--vm` takes the kind of VMs to run tests in: quick")),
+            _ => (None, before),
+        };
         let filter = match before {
             [] => None,
             [filter] if !filter.starts_with('-') => Some((*filter).to_owned()),
             _ => {
                 return Err(Failure::usage(format!(
-                    "`cargo xtask test` takes one FILTER, and what is for the test programs after `--`: {}",
+                    "`cargo xtask test` takes --vm quick, one FILTER, and what is for the test programs after `--`: {}",
                     before.join(" ")
                 )));
             }
         };
-        Ok(Self { filter, passed_on: after.iter().skip(1).map(|arg| (*arg).to_owned()).collect() })
+        Ok(Self { vm, filter, passed_on: after.iter().skip(1).map(|arg| (*arg).to_owned()).collect() })
+    }
+
+    /// Finishes a command of `cargo test`.
+    fn pass_on(&self, command: &mut Command) {
+        command.args(&self.filter).arg("--").args(&self.passed_on);
     }
 }
 
-/// Unit tests, then the end-to-end tests against a private Incus.
+/// Unit tests, then the end-to-end tests against a private Incus and in VMs.
 pub(crate) fn test(args: &TestArgs) -> Result<()> {
+    if args.vm == Some(VmTests::Quick) {
+        return test_in_quick_vms(args);
+    }
     let ready = Ready::set_up(Some(Profile::Dev))?;
     if args.filter.is_none() {
         say::step("Run the unit tests");
@@ -142,14 +164,26 @@ pub(crate) fn test(args: &TestArgs) -> Result<()> {
         run::shown(&mut ready.command(unit))?;
     }
     let simulator = cargo::simulator()?;
+    let agent = ready.programs.as_ref().map(|(agent, _)| agent.clone()).unwrap_or_default();
+    let vms = vm::provide(&ready.busybox, &agent)?;
     say::step("Run the end-to-end tests");
     // `--tests` leaves out the documentation's, of which that package has none, so that what is read last counts.
     let mut end_to_end = cargo(&["test", "--package", "pika-cloud-tests", "--tests", "--no-fail-fast"]);
-    end_to_end.env("PIKA_TEST_SIM", &simulator);
-    end_to_end.args(&args.filter).arg("--").args(&args.passed_on);
+    end_to_end.env("PIKA_TEST_SIM", &simulator).envs(vms);
+    args.pass_on(&mut end_to_end);
     run::shown(&mut ready.command(end_to_end))?;
     ready.kept.end_silently();
     Ok(())
+}
+
+/// The tests in VMs that are up in seconds, without an Incus.
+fn test_in_quick_vms(args: &TestArgs) -> Result<()> {
+    lab::must_be_root()?;
+    let vms = vm::provide(&debian::provide_busybox()?, &cargo::agent()?)?;
+    say::step("Run the tests in quick VMs");
+    let mut tests = cargo(&["test", "--package", "pika-cloud-tests", "--test", "vm_quick"]);
+    args.pass_on(tests.envs(vms));
+    run::shown(&mut tests)
 }
 
 /// Simulates runtimes under faults; what follows is the simulator's own.
@@ -208,6 +242,9 @@ mod tests {
         let both = TestArgs::parse(&["ci", "--", "--nocapture", "x"]).unwrap();
         assert_eq!(both.filter.as_deref(), Some("ci"));
         assert_eq!(both.passed_on, ["--nocapture", "x"]);
+        let vm = TestArgs::parse(&["--vm", "quick", "hello"]).unwrap();
+        assert_eq!((vm.vm, vm.filter.as_deref()), (Some(VmTests::Quick), Some("hello")));
+        assert!(TestArgs::parse(&["--vm"]).is_err() && TestArgs::parse(&["--vm", "slow"]).is_err());
         assert!(TestArgs::parse(&["--nocapture"]).is_err());
         assert!(TestArgs::parse(&["a", "b"]).is_err());
     }

@@ -1,0 +1,70 @@
+//! Prepares what the VM rig boots: a stock Debian kernel and a small userland with the real agent, and beside QEMU a vsock
+//! device that needs nothing of the machine's kernel.
+//!
+//! ```text
+//!   pika-cloud's driver ──UNIX socket──► vhost-device-vsock ──vhost-user──► QEMU (TCG) ──AF_VSOCK──► pika-guest serve
+//! ```
+//!
+//! No `/dev/kvm`, no `vhost_vsock`, no root disk: the VMs run wherever the tests do, and `AF_VSOCK` is opened in them only.
+//! Each piece is kept under `target/xtask/vm` and made again where what it is made of has changed:
+//!
+//! | piece | made of | takes |
+//! |---|---|---|
+//! | `device-<version>/` | the crate of that version | about a minute |
+//! | `kernel/` | Debian 12's cloud kernel; kept until it is removed | seconds |
+//! | `initramfs-<digest>.gz` | kernel modules, busybox, agent, the tests' own vsock peer | under a second |
+
+mod initramfs;
+mod kernel;
+
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+
+use crate::cargo::{self, cargo};
+use crate::failure::Result;
+use crate::{debian, place, run, say};
+
+/// The version that the rig was tried with.
+const DEVICE_VERSION: &str = "0.3.0";
+
+/// Why there are no VMs on other machines.
+const UNFIT: &str = "the VM rig boots an x86_64 kernel with this machine's own agent, and this is no x86_64 machine";
+
+/// Provides all of them, with this agent in the guest. Gives the environment in which the tests find them; QEMU itself is in
+/// `PATH`.
+pub(crate) fn provide(busybox: &Path, agent: &Path) -> Result<Vec<(&'static str, OsString)>> {
+    if place::ARCH != "x86_64" {
+        say::step(&format!("No tests in quick VMs: {UNFIT}"));
+        return Ok(vec![("PIKA_TEST_VM_SKIP", UNFIT.into())]);
+    }
+    debian::provide_qemu()?;
+    let device = device()?;
+    let kernel = kernel::provide()?;
+    let peer = cargo::vsock_peer()?;
+    let initramfs = initramfs::provide(&initramfs::Inputs { busybox, agent, peer: &peer, modules: &kernel.modules })?;
+    Ok(vec![
+        ("PIKA_TEST_VM_DEVICE", device.into()),
+        ("PIKA_TEST_VM_KERNEL", kernel.image.into()),
+        ("PIKA_TEST_VM_INITRAMFS", initramfs.into()),
+    ])
+}
+
+/// Where the pieces are kept.
+fn folder() -> PathBuf {
+    place::own().join("vm")
+}
+
+/// The vsock device. It comes as source only.
+fn device() -> Result<PathBuf> {
+    let root = folder().join(format!("device-{DEVICE_VERSION}"));
+    let program = root.join("bin/vhost-device-vsock");
+    if program.exists() {
+        return Ok(program);
+    }
+    say::step(&format!("Build vhost-device-vsock {DEVICE_VERSION}"));
+    let mut install = cargo(&["install", "--locked", "--version", DEVICE_VERSION, "vhost-device-vsock", "--root"]);
+    // Built in a folder of its own, that is gone afterwards: nothing of it is of use to this workspace.
+    install.arg(&root).env_remove("CARGO_TARGET_DIR");
+    run::logged(&mut install, &place::own().join("vhost-device-vsock.log"))?;
+    Ok(program)
+}
