@@ -123,6 +123,8 @@ variants!(error_code, ERROR_CODES, ErrorCode, {
     ErrorCode::BadMessage => "bad_message",
     ErrorCode::StaleTerm => "stale_term",
     ErrorCode::Superseded => "superseded",
+    ErrorCode::AnotherMachine => "another_machine",
+    ErrorCode::TooManySessions => "too_many_sessions",
     ErrorCode::NotOwner => "not_owner",
     ErrorCode::Busy => "busy",
     ErrorCode::BadRequest => "bad_request",

@@ -650,8 +650,15 @@ fn a_host_that_does_not_read() {
     let mut child = command.stdin(std::process::Stdio::piped()).stdout(std::process::Stdio::piped()).spawn().unwrap();
     let mut stdin = child.stdin.take().unwrap();
     let mut hello = Vec::new();
-    HostMessage::Hello(HostHello { protocol: 1, role: Role::Observer, term: 0, after: None, follow: true })
-        .write(&mut hello);
+    HostMessage::Hello(HostHello {
+        protocol: 1,
+        role: Role::Observer,
+        term: 0,
+        machine: None,
+        after: None,
+        follow: true,
+    })
+    .write(&mut hello);
     stdin.write_all(&hello).unwrap();
     std::thread::sleep(Duration::from_millis(500));
     let status = std::fs::read_to_string(format!("/proc/{}/status", child.id())).unwrap();
@@ -726,4 +733,26 @@ fn events_overtake_logs() {
     });
     // What was already in the pipes when it was written, and a chunk.
     assert!(behind < 150, "{behind} chunks of log came first");
+}
+
+/// A host dialled a number that another machine had before: it is no owner of this one, and leaves no trace.
+#[test]
+fn a_host_that_means_another_machine_is_refused() {
+    let Ok(uuid) = std::fs::read_to_string("/sys/class/dmi/id/product_uuid") else {
+        println!("skipped: this machine has no DMI product_uuid, or it cannot be read");
+        return;
+    };
+    let guest = Guest::new();
+    let hello = |meant: &str, term| {
+        let machine = Some(Digest::of(meant.as_bytes()));
+        HostMessage::Hello(HostHello { protocol: 1, role: Role::Owner, term, machine, after: None, follow: true })
+    };
+    let mut stranger = guest.stream();
+    stranger.say(&hello("another", 9));
+    assert_eq!(stranger.find_error()["code"], "another_machine");
+    stranger.code();
+    // Its term is lower than the stranger's, who was never an owner here.
+    let mut ours = guest.stream();
+    ours.say(&hello(&uuid.trim().to_ascii_lowercase(), 1));
+    ours.find_hello();
 }

@@ -177,9 +177,11 @@ enum Bulk {
 }
 
 impl Session {
-    /// Opens a session, and gives the host's hello. `cursor` is what the host has durably.
-    pub fn open(role: Role, term: u64, cursor: Option<Cursor>, follow: bool, now: Duration) -> (Self, HostMessage) {
-        let hello = HostHello { protocol: PROTOCOL, role, term, after: cursor.clone(), follow };
+    /// Opens an owner's session that follows, and gives the host's hello. `cursor` is what the host has durably; `machine` is
+    /// the digest of the machine's uuid, where another one may answer.
+    pub fn open(term: u64, cursor: Option<Cursor>, machine: Option<Digest>, now: Duration) -> (Self, HostMessage) {
+        let (role, follow) = (Role::Owner, true);
+        let hello = HostHello { protocol: PROTOCOL, role, term, machine, after: cursor.clone(), follow };
         let session = Self {
             decoder: Decoder::new(),
             read_bytes: MIN_READ_BYTES,

@@ -15,7 +15,7 @@ use tokio::net::UnixStream;
 /// What a guest that is up does within milliseconds.
 const PATIENCE: Duration = Duration::from_secs(20);
 /// What a whole job may take on a machine that is busy.
-const JOB: Duration = Duration::from_secs(180);
+const JOB: Duration = Duration::from_secs(360);
 
 /// A line, without its newline.
 async fn line(stream: &mut UnixStream) -> String {

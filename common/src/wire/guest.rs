@@ -270,6 +270,10 @@ pub enum ErrorCode {
     StaleTerm,
     /// A newer session of an owner took over.
     Superseded,
+    /// The host means another machine.
+    AnotherMachine,
+    /// The agent serves as many sessions as it does at once.
+    TooManySessions,
     /// Only an owner may ask for that.
     NotOwner,
     /// Another request is running.

@@ -59,6 +59,11 @@ pub struct HostHello {
     /// Raised at each take-over; the guest refuses an owner with a lower one than it has seen.
     #[serde(default)]
     pub term: u64,
+    /// The machine that is meant, where the host dialled a number that may be another's by now: the digest of its DMI
+    /// `product_uuid` in lower case, of which another machine learns nothing. An agent elsewhere refuses the session before it
+    /// takes note of it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub machine: Option<Digest>,
     /// From where to go on; absent on the first session.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub after: Option<Cursor>,

@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use pika_cloud_common::digest::Digest;
 use pika_cloud_common::limits::MAX_DOCUMENT_BYTES;
 use pika_cloud_common::wire::{
     Ack, Archive, ErrorCode, GuestMessage, Heartbeat, HostHello, Notice, Role, SessionError, Start, write_event,
@@ -72,6 +73,13 @@ impl Files {
 
     /// Finds the stream for the host's hello.
     pub(super) fn open(&mut self, hello: &HostHello) -> Refused<Opened> {
+        // Before anything is written down: an owner that means another machine is no owner of ours.
+        if let (Some(meant), Some(uuid)) = (hello.machine, system::machine_uuid())
+            && Digest::of(uuid.as_bytes()) != meant
+        {
+            let message = "the host means another machine: the number that it dialled is ours by now".to_owned();
+            return Err(SessionError { code: ErrorCode::AnotherMachine, message });
+        }
         let ledger = Ledger::open_at(&self.root).map_err(|error| broken(&error))?;
         let watch = Watch::new(ledger.folder());
         let (source, mut opened) = source::open(&ledger, hello, &self.session).map_err(|error| match &error {

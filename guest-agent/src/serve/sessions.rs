@@ -22,6 +22,7 @@ use std::os::unix::process::CommandExt as _;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
+use pika_cloud_common::wire::{ErrorCode, GuestMessage, SessionError};
 use rustix::fd::OwnedFd;
 use rustix::fs::{Gid, Uid};
 use rustix::io::Errno;
@@ -41,9 +42,15 @@ pub const MAX_SESSIONS: usize = 16;
 /// How long sessions have for their last words when the listener ends.
 pub(super) const END_GRACE: Duration = Duration::from_secs(3);
 
-/// Said to who is one too many. A code that hosts need not know: they dial again, as after any session that broke.
-const TOO_MANY: &str = "{\"error\":{\"code\":\"too_many_sessions\",\"message\":\"the agent has as many sessions as it \
-                        serves at once (16); one must end before another can begin\"}}\n";
+/// Said to who is one too many.
+fn too_many() -> Vec<u8> {
+    let message = format!(
+        "the agent has as many sessions as it serves at once ({MAX_SESSIONS}); one must end before another can begin"
+    );
+    let mut line = Vec::new();
+    GuestMessage::Error(SessionError { code: ErrorCode::TooManySessions, message }).write(&mut line);
+    line
+}
 
 /// The open sessions.
 #[derive(Debug, Default)]
@@ -67,7 +74,7 @@ impl Sessions {
         };
         if self.running.len() >= MAX_SESSIONS {
             // Best effort, and never waited for: the kernel takes so little at once or not at all.
-            let _ = send(&fd, TOO_MANY.as_bytes(), SendFlags::DONTWAIT | SendFlags::NOSIGNAL);
+            let _ = send(&fd, &too_many(), SendFlags::DONTWAIT | SendFlags::NOSIGNAL);
             return self.too_many.say(&format!("refused a connection: there are {MAX_SESSIONS} sessions"), now);
         }
         match spawn(fd, identity) {
@@ -169,8 +176,6 @@ fn spawn(fd: OwnedFd, identity: Option<Identity>) -> std::io::Result<Pid> {
 
 #[cfg(test)]
 mod tests {
-    use pika_cloud_common::wire::{ErrorCode, GuestMessage};
-
     use super::*;
 
     fn local(uid: u32) -> Peer {
@@ -197,10 +202,10 @@ mod tests {
 
     #[test]
     fn one_too_many_is_told_in_words_of_the_protocol() {
-        assert!(TOO_MANY.contains(&format!("({MAX_SESSIONS})")));
-        let line = TOO_MANY.strip_suffix('\n').unwrap();
-        let GuestMessage::Error(error) = GuestMessage::decode(line.as_bytes()).unwrap() else { panic!("{line}") };
-        // Which ends the session for a host, as every code that it does not know.
-        assert_eq!(error.code, ErrorCode::Unknown);
+        let line = too_many();
+        let line = line.strip_suffix(b"\n").unwrap();
+        let GuestMessage::Error(error) = GuestMessage::decode(line).unwrap() else { panic!("{line:?}") };
+        assert_eq!(error.code, ErrorCode::TooManySessions);
+        assert!(error.message.contains("(16)"), "{}", error.message);
     }
 }

@@ -322,7 +322,7 @@ impl Stream {
 
     /// Opens the session; what the guest answers is still to be read.
     pub fn hello(&mut self, role: Role, term: u64, after: Option<Cursor>, follow: bool) {
-        self.say(&HostMessage::Hello(HostHello { protocol: PROTOCOL, role, term, after, follow }));
+        self.say(&HostMessage::Hello(HostHello { protocol: PROTOCOL, role, term, machine: None, after, follow }));
     }
 
     pub fn ack(&mut self, seq: u64) {

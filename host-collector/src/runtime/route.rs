@@ -11,9 +11,11 @@
 //! that does not listen), exec is tried in between, which needs Incus's own agent in the machine.
 //!
 //! A context id says nothing of who is behind it: they are given to other machines again. So it is read from Incus before each
-//! dial; the agent must name the machine that Incus has under our instance; and Incus is asked once more whether instance and
-//! id still belong together. Before that nothing that the guest says is taken, and nothing but a hello is said to it.
+//! dial; the hello says which machine is meant, and an agent of another refuses it; the agent must name the machine that Incus
+//! has under our instance; and Incus is asked once more whether instance and id still belong together. Before that nothing
+//! that the guest says is taken, and nothing but a hello is said to it.
 
+use pika_cloud_common::digest::Digest;
 use pika_cloud_common::spec::InstanceType;
 use pika_cloud_common::wire::Transport;
 
@@ -91,6 +93,14 @@ pub(super) enum Peer {
 }
 
 impl Peer {
+    /// What the agent is told of the machine that is meant.
+    pub(super) fn machine(&self) -> Option<Digest> {
+        match self {
+            Self::Dialled(address) => Some(Digest::of(address.machine_uuid.as_bytes())),
+            Self::Ours | Self::Asked { .. } => None,
+        }
+    }
+
     /// Whether nothing is taken from it for now.
     pub(super) fn is_asked(&self) -> bool {
         matches!(self, Self::Asked { .. })

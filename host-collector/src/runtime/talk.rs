@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use pika_cloud_common::digest::Digest;
-use pika_cloud_common::wire::{Ack, EndReason, Entry, ErrorCode, Notice, Role, SessionError};
+use pika_cloud_common::wire::{Ack, EndReason, Entry, ErrorCode, Notice, SessionError};
 
 use super::commit::Batch;
 use super::route::{Peer, is_still_at, stranger};
@@ -34,7 +34,8 @@ impl Core {
     pub(super) fn open_session(&mut self) {
         let view = self.records.view();
         let cursor = view.cursor.clone().filter(|cursor| self.stream.left.as_ref() != Some(&cursor.stream_id));
-        let (session, hello) = Session::open(Role::Owner, view.term, cursor, true, self.now.mono);
+        let machine = self.peer.machine();
+        let (session, hello) = Session::open(view.term, cursor, machine, self.now.mono);
         self.session = Some(session);
         // What was acknowledged in an earlier one may not have arrived there.
         self.acked = Ack { seq: 0, logs: BTreeMap::new() };
@@ -82,9 +83,8 @@ impl Core {
             // Who has it now is read from the instance's labels; a guest that only says so breaks the contract.
             SessionFault::Refused(SessionError { code: ErrorCode::StaleTerm, .. }) => SessionLoss::Broken(message),
             fault if fault.is_final() => SessionLoss::Refused(message),
-            SessionFault::Silent | SessionFault::Refused(SessionError { code: ErrorCode::Superseded, .. }) => {
-                SessionLoss::Lost(message)
-            }
+            SessionFault::Silent => SessionLoss::Lost(message),
+            SessionFault::Refused(SessionError { code, .. }) if passes(*code) => SessionLoss::Lost(message),
             _ => SessionLoss::Broken(message),
         });
     }
@@ -305,14 +305,22 @@ impl Core {
             }
             ErrorCode::Archive => self.archive_failed(error.message),
             ErrorCode::UnsupportedProtocol => self.session_lost(SessionLoss::Refused(error.message)),
-            ErrorCode::Superseded => self.session_lost(SessionLoss::Lost(error.message)),
-            ErrorCode::StaleTerm
+            code if passes(code) => self.session_lost(SessionLoss::Lost(error.message)),
+            ErrorCode::Superseded
+            | ErrorCode::AnotherMachine
+            | ErrorCode::TooManySessions
+            | ErrorCode::StaleTerm
             | ErrorCode::Ledger
             | ErrorCode::BadMessage
             | ErrorCode::NotOwner
             | ErrorCode::Unknown => self.session_lost(SessionLoss::Broken(error.message)),
         }
     }
+}
+
+/// Whether a refusal says nothing against the guest: the next session may go better.
+fn passes(code: ErrorCode) -> bool {
+    matches!(code, ErrorCode::Superseded | ErrorCode::AnotherMachine | ErrorCode::TooManySessions)
 }
 
 /// What was taken from a session.

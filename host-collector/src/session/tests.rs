@@ -11,7 +11,7 @@ use super::*;
 const NOW: Duration = Duration::from_secs(100);
 
 fn session(cursor: Option<Cursor>) -> Session {
-    Session::open(Role::Owner, 1, cursor, true, NOW).0
+    Session::open(1, cursor, None, NOW).0
 }
 
 fn cursor(seq: u64) -> Cursor {
@@ -151,7 +151,7 @@ fn fault_of(said: &[String]) -> &str {
 
 #[test]
 fn the_host_says_its_cursor() {
-    let (_, hello) = Session::open(Role::Owner, 7, Some(cursor(5)), true, NOW);
+    let (_, hello) = Session::open(7, Some(cursor(5)), None, NOW);
     let HostMessage::Hello(hello) = hello else { panic!("a hello") };
     assert_eq!((hello.protocol, hello.term, hello.follow, hello.after), (PROTOCOL, 7, true, Some(cursor(5))));
 }

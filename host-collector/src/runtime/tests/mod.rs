@@ -251,6 +251,9 @@ impl Shell {
 
 fn tell_message(message: &HostMessage) -> String {
     match message {
+        HostMessage::Hello(hello) if hello.machine.is_some() => {
+            format!("hello to {}", hello.machine.unwrap_or_default())
+        }
         HostMessage::Hello(hello) => match &hello.after {
             Some(cursor) => format!("hello after {} {}", cursor.stream_id, cursor.seq),
             None => "hello".to_owned(),

@@ -1,5 +1,7 @@
 //! Machines that are dialled over vsock: by a number that may be another's, and by another way where that does not work.
 
+use pika_cloud_common::digest::Digest;
+
 use super::*;
 use crate::incus::VsockAddress;
 
@@ -52,7 +54,7 @@ fn hello_of(uuid: Option<&str>) -> Vec<u8> {
 #[test]
 fn a_machine_is_ours_once_it_says_so_and_incus_does() {
     let mut shell = dialling();
-    assert_eq!(connected(&mut shell, 7), ["send hello"]);
+    assert_eq!(connected(&mut shell, 7), [format!("send hello to {}", Digest::of(OURS.as_bytes()))]);
     let mut words = hello_of(Some(&OURS.to_ascii_uppercase()));
     words.extend(event(1, "starting"));
     assert_eq!(shell.read(&words), ["look pika-7"], "nothing is taken and nothing is said before Incus answered");

@@ -1,4 +1,4 @@
-use pika_cloud_common::wire::{Ack, Archive, ArchiveLimits, Cursor, Empty, HostMessage, Notice, Role, Start};
+use pika_cloud_common::wire::{Ack, Archive, ArchiveLimits, Cursor, Empty, HostMessage, Notice, Start};
 use pika_cloud_common::{GuestRequest, State};
 use pika_host_collector::session::{Received, Session as HostSession, SessionFault};
 
@@ -41,7 +41,7 @@ struct Host {
 impl Host {
     fn dial(guest: &mut Guest, id: u64, term: u64, cursor: Option<Cursor>, now: Duration) -> Self {
         guest.accept(id, Manner::Honest, now);
-        let (session, hello) = HostSession::open(Role::Owner, term, cursor, true, now);
+        let (session, hello) = HostSession::open(term, cursor, None, now);
         let (events, log, notices) = (Vec::new(), Vec::new(), Vec::new());
         let host = Self { session, id, events, log, notices, files: 0, fault: None };
         host.send(guest, &hello, now);
