@@ -62,6 +62,8 @@ pub struct Machine {
     pub archived: Vec<(String, u64, u64)>,
     /// How often what is acknowledged is given back.
     pub trims_per_mille: u32,
+    /// Its name as a machine, if it is one.
+    pub uuid: Option<String>,
     /// It wants to power off.
     pub powers_off: bool,
     pub(crate) random: Random,
@@ -105,6 +107,7 @@ impl Guest {
             starts: BTreeMap::new(),
             archived: Vec::new(),
             trims_per_mille: 100,
+            uuid: None,
             powers_off: false,
             random,
             dirt: Dirt::default(),

@@ -14,8 +14,9 @@ use std::time::Duration;
 
 use pika_cloud_common::digest::Digest;
 use pika_cloud_common::spec::{RuntimeSpec, hash};
-use pika_cloud_common::wire::Entry;
+use pika_cloud_common::wire::{Entry, Transport};
 use pika_host_collector::clock::Now;
+use pika_host_collector::incus::VsockAddress;
 use pika_host_collector::journal::{Commit, JournalError, Records, Store, View};
 use pika_host_collector::runtime::{CallId, Core, Outputs, Stored};
 
@@ -101,6 +102,17 @@ impl SignedSecs for Duration {
     }
 }
 
+/// A dial that is under way.
+#[derive(Clone, Debug)]
+pub struct Dialing {
+    /// To be answered with.
+    pub id: CallId,
+    /// By which way.
+    pub transport: Transport,
+    /// The number that was read when it began.
+    pub number: Option<VsockAddress>,
+}
+
 /// A place for artifacts, without files.
 #[derive(Debug, Default)]
 pub struct Artifacts {
@@ -159,7 +171,7 @@ pub struct Driven {
     /// The stream to the agent.
     pub link: Option<usize>,
     /// The dial that is waited for.
-    pub dialing: Option<CallId>,
+    pub dialing: Option<Dialing>,
     /// What is being made durable.
     pub commit: Option<Commit>,
     /// The earliest tick that stands in the queue.
@@ -222,6 +234,11 @@ impl Host {
     /// The runtime's core, if there is one now.
     pub fn core(&self, runtime: usize) -> Option<&Core> {
         self.collector.as_ref()?.runtimes.get(runtime)?.as_ref().map(|driven| &driven.core)
+    }
+
+    /// The runtime's stream, if there is one now.
+    pub fn link(&self, runtime: usize) -> Option<usize> {
+        self.collector.as_ref()?.runtimes.get(runtime)?.as_ref()?.link
     }
 
     /// Opens a journal and takes the runtime up, as the collector does it.

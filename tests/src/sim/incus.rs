@@ -11,6 +11,8 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use pika_host_collector::incus::VsockAddress;
+
 use super::random::Random;
 
 /// What Incus says of an instance.
@@ -120,6 +122,12 @@ pub enum Change {
     Deleted,
 }
 
+/// Where a machine is found, by its config.
+pub fn vsock_of(config: &BTreeMap<String, String>) -> Option<VsockAddress> {
+    let cid = config.get(VSOCK_ID)?.parse().ok()?;
+    Some(VsockAddress { cid, machine_uuid: config.get(MACHINE_UUID)?.clone() })
+}
+
 /// How a call will go.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Course {
@@ -177,10 +185,15 @@ pub struct Incus {
     /// It is down until then.
     pub down_until: Duration,
     generations: u64,
+    renumbered: u32,
     /// When an instance of a name was last made.
     made_at: BTreeMap<String, Duration>,
 }
 
+/// The config key that names a machine.
+pub const MACHINE_UUID: &str = "volatile.uuid";
+/// The config key that says where it is dialled.
+const VSOCK_ID: &str = "volatile.vsock_id";
 /// The config key that names whose an instance is.
 pub const OWNER: &str = "user.pika-cloud.owner";
 /// The config key that counts its take-overs.
@@ -195,6 +208,7 @@ impl Incus {
             trouble,
             down_until: Duration::ZERO,
             generations: 0,
+            renumbered: 0,
             made_at: BTreeMap::new(),
         }
     }
@@ -268,7 +282,7 @@ impl Incus {
             (_, None) => (Err(lasting("Instance not found")), Change::None),
             (Ask::Start, Some(found)) => match found.status {
                 Status::Stopped => {
-                    found.status = Status::Running;
+                    self.start(name);
                     done(Change::Started)
                 }
                 Status::Running => (Err(lasting("The instance is already running")), Change::None),
@@ -289,6 +303,41 @@ impl Incus {
                 done(Change::Deleted)
             }
         }
+    }
+
+    /// It runs from now on. A machine has the lowest number that no other machine has that runs: one that stopped may find its
+    /// own with another.
+    fn start(&mut self, name: &str) {
+        let taken: Vec<String> = self
+            .instances
+            .values()
+            .filter(|instance| instance.status != Status::Stopped)
+            .filter_map(|instance| instance.config.get(VSOCK_ID).cloned())
+            .collect();
+        let free = (10..).map(|cid: u32| cid.to_string()).find(|cid| !taken.contains(cid));
+        let Some(found) = self.instances.get_mut(name) else { return };
+        found.status = Status::Running;
+        if found.config.contains_key(MACHINE_UUID) {
+            found.config.extend(free.map(|cid| (VSOCK_ID.to_owned(), cid)));
+        }
+    }
+
+    /// It has another number from now on.
+    pub fn renumber(&mut self, name: &str) {
+        self.renumbered += 1;
+        let number = (1000 + self.renumbered).to_string();
+        if let Some(found) = self.instances.get_mut(name).filter(|found| found.config.contains_key(VSOCK_ID)) {
+            found.config.insert(VSOCK_ID.to_owned(), number);
+        }
+    }
+
+    /// The machine that has a number, and runs.
+    pub fn machine_at(&self, cid: u32) -> Option<&str> {
+        let cid = cid.to_string();
+        let has = |instance: &Instance| {
+            instance.status == Status::Running && instance.config.get(VSOCK_ID).is_some_and(|id| *id == cid)
+        };
+        self.instances.iter().find(|(_, instance)| has(instance)).map(|(name, _)| name.as_str())
     }
 
     /// What the asker hears.

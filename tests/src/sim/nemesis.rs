@@ -181,7 +181,7 @@ impl World {
             self.oracle.facts(runtime).rewound = true;
             let now = self.now;
             for at in 0..self.streams.len() {
-                if self.streams[at].runtime == runtime && !self.streams[at].link.is_cut() {
+                if self.streams[at].guest == runtime && !self.streams[at].link.is_cut() {
                     // Connections of a restored machine are dead, and nobody is told.
                     self.streams[at].link.cut(now, None, None);
                 }

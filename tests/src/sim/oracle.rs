@@ -355,7 +355,13 @@ impl Oracle {
         if core.pending() > MAX_PENDING {
             return Err(Violation::of(5, format!("{} bytes wait for the disk", core.pending())));
         }
+        let leads_to = world.host.link(runtime).map_or(runtime, |stream| world.streams[stream].guest);
         match effect {
+            Effect::Send(HostMessage::Hello(_) | HostMessage::Ping(_)) => Ok(()),
+            // What is in a start is secret, and an owner's word changes a guest.
+            Effect::Send(_) if leads_to != runtime => {
+                Err(Violation::of(8, format!("the guest of another runtime, g{leads_to}, is told what is not for it")))
+            }
             Effect::Send(HostMessage::Ack(ack)) => watched.check_ack(ack, disk),
             Effect::Send(HostMessage::Start(_)) if !watched.fold.life().start_sent => {
                 Err(Violation::of(9, "the workload is asked for, and the journal does not say so".to_owned()))

@@ -30,6 +30,8 @@ pub struct Plan {
     pub quiet_at: Duration,
     /// How Incus fares until then.
     pub trouble: Trouble,
+    /// Numbers of machines that are another's by the time that they are dialled, or change right behind that, of a thousand.
+    pub moved: u32,
     /// How streams behave.
     pub nature: Nature,
     /// How long a commit takes at most.
@@ -60,6 +62,8 @@ pub struct RuntimePlan {
     pub boot: Option<Duration>,
     /// Its image has no agent at all.
     pub no_agent: bool,
+    /// Dials over vsock that the host cannot make, of a thousand.
+    pub no_vsock: u32,
     /// Its files outlive a boot.
     pub keeps_files: bool,
     /// Sessions that keep no protocol, of a thousand.
@@ -171,6 +175,7 @@ impl Plan {
             faults,
             quiet_at,
             trouble,
+            moved: random.pick(&[0, 0, 100, 500]),
             nature: Nature {
                 delay: (Duration::from_micros(100), Duration::from_millis(delay)),
                 capacity: random.pick(&[4096, 65_536, 1 << 20]),
@@ -191,6 +196,7 @@ impl RuntimePlan {
             script: script(random),
             boot: (!random.chance(20)).then_some(boot),
             no_agent: random.chance(10),
+            no_vsock: random.pick(&[0, 0, 0, 300, 1000]),
             keeps_files: random.chance(500),
             rude: if random.chance(60) { random.pick(&[100, 500, 1000]) } else { 0 },
             future: random.chance(8),
@@ -204,7 +210,7 @@ fn spec(at: usize, hopeless: bool, random: &mut Random) -> RuntimeSpec {
     spec.identity.runtime_id = format!("r{at}");
     spec.identity.instance_name = format!("i{at}");
     "ci".clone_into(&mut spec.incus.image_alias);
-    spec.incus.instance_type = InstanceType::Container;
+    spec.incus.instance_type = random.pick(&[InstanceType::Container, InstanceType::VirtualMachine]);
     spec.entry_command = Some("make".to_owned());
     spec.bootstrap.env.insert("TOKEN".to_owned(), SECRET.to_owned());
     let maybe = |random: &mut Random, per_mille, from, to| {

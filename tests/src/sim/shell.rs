@@ -4,13 +4,13 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use pika_cloud_common::wire::HostMessage;
+use pika_cloud_common::wire::{HostMessage, Transport};
 use pika_host_collector::incus::{InstanceState, Labels, Ownership, create_request};
 use pika_host_collector::machine::{CallFailure, Destroyed, SessionLoss};
 use pika_host_collector::runtime::{Answer, Call, Claim, Core, Effect, Seen};
 
-use super::host::{Artifacts, Driven, OWNER};
-use super::incus::{Ask, Change, Failure, Reply, Status};
+use super::host::{Artifacts, Dialing, Driven, OWNER};
+use super::incus::{Ask, Change, Failure, MACHINE_UUID, Reply, Status, vsock_of};
 use super::link::{Link, Read, Way};
 use super::oracle::{Oracle, Violation};
 use super::world::{Event, Operation, Stream, World};
@@ -125,9 +125,10 @@ impl World {
         let Some(serial) = self.host.serial(runtime) else { return };
         match effect {
             Effect::Call(id, call) => self.ask(runtime, serial, id, call),
-            Effect::Dial { id, .. } => {
+            Effect::Dial { id, instance, transport } => {
+                let number = self.incus.instance(&instance).and_then(|found| vsock_of(&found.config));
                 if let Some(driven) = self.host.driven(runtime) {
-                    driven.dialing = Some(id);
+                    driven.dialing = Some(Dialing { id, transport, number });
                 }
                 let takes = self.random.millis(5, 60);
                 self.at(now + takes, Event::Dialled(serial, runtime, id));
@@ -258,48 +259,69 @@ impl World {
 
     pub(super) fn dialled(&mut self, serial: u64, runtime: usize, id: u64) -> Checked {
         let (now, reading) = (self.now, self.host.clock.read(self.now));
-        if self.of(serial, runtime).is_none_or(|driven| driven.dialing != Some(id)) {
-            return Ok(());
-        }
+        let dialing = self.of(serial, runtime).and_then(|driven| driven.dialing.take_if(|dialing| dialing.id == id));
+        let Some(Dialing { transport, number, .. }) = dialing else { return Ok(()) };
         let trouble = if self.quiet { 0 } else { self.plan.trouble.dial };
         let fails = self.random.chance(trouble) || now < self.incus.down_until;
-        let inhabitant = &self.inhabitants[runtime];
-        let status = self.incus.instance(&inhabitant.name).map(|found| found.status);
-        let dialled = if fails || status != Some(Status::Running) {
-            Err(SessionLoss::Lost("exec failed".to_owned()))
-        } else if self.plan.runtimes[runtime].no_agent {
+        let closed = transport == Transport::Vsock && self.random.chance(self.plan.runtimes[runtime].no_vsock);
+        let name = match (transport, &number) {
+            // The number that was read a moment ago; whoever has it now is at the other end.
+            (Transport::Vsock, Some(number)) => self.incus.machine_at(number.cid).map(str::to_owned),
+            (Transport::Vsock, None) => None,
+            (Transport::Exec, _) => Some(self.inhabitants[runtime].name.clone()),
+        };
+        let guest = self.inhabitants.iter().position(|inhabitant| Some(&inhabitant.name) == name.as_ref());
+        let mut guest = guest.unwrap_or(runtime);
+        let may_move = transport == Transport::Vsock && !self.quiet;
+        if may_move && self.random.chance(self.plan.moved) {
+            let others = (0..self.inhabitants.len()).filter(|other| *other != runtime);
+            let stranger = others.filter(|other| self.inhabitants[*other].guest.machine.uuid.is_some()).last();
+            match stranger.filter(|_| self.random.chance(500)) {
+                Some(stranger) => guest = stranger,
+                None => self.incus.renumber(&self.inhabitants[runtime].name),
+            }
+        }
+        let inhabitant = &self.inhabitants[guest];
+        let status = name.and_then(|name| self.incus.instance(&name)).map(|found| found.status);
+        let dialled = if closed {
+            Err(SessionLoss::NoTransport("there is no vsock here".to_owned()))
+        } else if fails || status != Some(Status::Running) {
+            Err(SessionLoss::Lost("nobody is there".to_owned()))
+        } else if self.plan.runtimes[guest].no_agent && transport == Transport::Exec {
             Err(SessionLoss::NoAgent("pika-guest: not found".to_owned()))
         } else if !inhabitant.guest.up || inhabitant.guest.is_frozen(now) {
             Err(SessionLoss::Lost("the agent does not answer".to_owned()))
         } else {
-            Ok(None)
+            Ok(number.filter(|_| transport == Transport::Vsock))
         };
         if dialled.is_ok() {
-            self.connect(serial, runtime);
+            self.connect(serial, runtime, guest);
         }
         let Some(driven) = self.of(serial, runtime) else { return Ok(()) };
-        driven.dialing = None;
         driven.core.dialled(id, dialled, reading);
         self.perform(runtime)
     }
 
-    fn connect(&mut self, serial: u64, runtime: usize) {
+    fn connect(&mut self, serial: u64, runtime: usize, guest: usize) {
         self.sessions += 1;
-        let (session, now, manner) = (self.sessions, self.now, self.manner(runtime));
+        let (session, now, manner) = (self.sessions, self.now, self.manner(guest));
         self.oracle.connected(runtime, manner);
+        if guest != runtime {
+            self.say(&format_args!("r{runtime}"), format_args!("its number leads to g{guest}"));
+        }
         let link = Link::new(self.plan.nature, self.random.fork());
-        self.streams.push(Stream { link, runtime, session, serial });
+        self.streams.push(Stream { link, runtime, guest, session, serial });
         let stream = self.streams.len() - 1;
-        self.inhabitants[runtime].guest.accept(session, manner, now);
+        self.inhabitants[guest].guest.accept(session, manner, now);
         if let Some(driven) = self.of(serial, runtime) {
             driven.link = Some(stream);
         }
-        self.after_guest(runtime);
+        self.after_guest(guest);
     }
 
     /// The host's end of a stream has something.
     pub(super) fn read_at_host(&mut self, stream: usize) -> Checked {
-        let Stream { runtime, serial, .. } = self.streams[stream];
+        let Stream { runtime, guest, serial, .. } = self.streams[stream];
         let reading = self.host.clock.read(self.now);
         let now = self.now;
         let Some(driven) = self.of(serial, runtime).filter(|driven| driven.link == Some(stream)) else {
@@ -320,7 +342,7 @@ impl World {
                 self.perform(runtime)?;
                 self.next_read(stream, Way::ToHost);
                 // There is room in the stream again.
-                self.after_guest(runtime);
+                self.after_guest(guest);
             }
             Read::End => {
                 let Some(driven) = self.of(serial, runtime) else { return Ok(()) };
@@ -386,7 +408,11 @@ impl World {
         let ownership = Ownership { owner: OWNER.to_owned(), term, incarnation };
         let wall = self.host.clock.read(self.now).wall;
         let mut request = create_request(&self.plan.runtimes[runtime].spec, &ownership, wall, None);
-        serde_json::from_value(request["config"].take()).unwrap_or_default()
+        let mut config: BTreeMap<String, String> = serde_json::from_value(request["config"].take()).unwrap_or_default();
+        if request["type"] == "virtual-machine" {
+            config.insert(MACHINE_UUID.to_owned(), format!("machine-{runtime}-{}", self.operations.len()));
+        }
+        config
     }
 
     pub(super) fn take_effect(&mut self, at: usize) -> Checked {
@@ -471,7 +497,7 @@ impl World {
             Status::Error => InstanceState::Error,
         };
         let name = self.operations[at].name.clone();
-        Some(Seen { name, status: status.as_str().to_owned(), state, claim: claim(&config), vsock: None })
+        Some(Seen { name, status: status.as_str().to_owned(), state, claim: claim(&config), vsock: vsock_of(&config) })
     }
 
     /// The next step of a destruction, as the real shell takes it; or what it came to.

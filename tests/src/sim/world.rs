@@ -19,7 +19,7 @@ use pika_host_collector::runtime::Call;
 
 use super::guest::{Guest, Manner};
 use super::host::Host;
-use super::incus::{Ask, Change, Course, Failure, Incus, Reply, Status};
+use super::incus::{Ask, Change, Course, Failure, Incus, MACHINE_UUID, Reply, Status};
 use super::link::{Link, Read, Way};
 use super::oracle::{Oracle, Violation};
 use super::plan::{Foreign, Plan};
@@ -107,6 +107,8 @@ pub struct Stream {
     pub link: Link,
     /// The runtime.
     pub runtime: usize,
+    /// Whose guest it leads to.
+    pub guest: usize,
     /// The guest's session.
     pub session: u64,
     /// The driver that has the other end.
@@ -328,7 +330,7 @@ impl World {
 
     /// The guest's end of a stream has something.
     fn read_at_guest(&mut self, at: usize) {
-        let Stream { runtime, session, .. } = self.streams[at];
+        let Stream { guest: runtime, session, .. } = self.streams[at];
         let guest = &mut self.inhabitants[runtime].guest;
         if let Some(thaw) = guest.frozen_until.filter(|thaw| self.now < *thaw) {
             return self.at(thaw, Event::ToGuest(at));
@@ -346,7 +348,7 @@ impl World {
     }
 
     fn end_of_input(&mut self, at: usize) {
-        let Stream { runtime, session, .. } = self.streams[at];
+        let Stream { guest: runtime, session, .. } = self.streams[at];
         self.inhabitants[runtime].guest.feed(session, None, self.now);
         self.after_guest(runtime);
     }
@@ -362,7 +364,7 @@ impl World {
     /// A guest did something: its sessions' output leaves, its next time is set, and it may be powered off.
     pub(super) fn after_guest(&mut self, runtime: usize) {
         for at in 0..self.streams.len() {
-            if self.streams[at].runtime == runtime {
+            if self.streams[at].guest == runtime {
                 self.drain(at);
             }
         }
@@ -383,7 +385,7 @@ impl World {
 
     /// Moves a session's output into its stream.
     fn drain(&mut self, at: usize) {
-        let Stream { runtime, session: id, .. } = self.streams[at];
+        let Stream { guest: runtime, session: id, .. } = self.streams[at];
         loop {
             let room = self.streams[at].link.room(Way::ToHost);
             let guest = &mut self.inhabitants[runtime].guest;
@@ -425,11 +427,20 @@ impl World {
     pub(super) fn changed(&mut self, runtime: usize, change: Change) {
         match change {
             Change::None => return,
-            Change::Made => self.inhabitants[runtime].guest.scrap(),
+            Change::Made => self.made(runtime),
             Change::Started => self.started(runtime),
             Change::Stopped | Change::Deleted => self.halted(runtime),
         }
         self.notify(runtime);
+    }
+
+    fn made(&mut self, runtime: usize) {
+        let name = &self.plan.runtimes[runtime].spec.identity.instance_name;
+        let config = self.incus.instance(name).map(|made| &made.config);
+        let uuid = config.and_then(|config| config.get(MACHINE_UUID)).cloned();
+        let guest = &mut self.inhabitants[runtime].guest;
+        guest.scrap();
+        guest.machine.uuid = uuid;
     }
 
     /// An instance runs from now on.
@@ -448,7 +459,7 @@ impl World {
         self.inhabitants[runtime].starts += 1;
         let now = self.now;
         for at in 0..self.streams.len() {
-            if self.streams[at].runtime == runtime && !self.streams[at].link.is_cut() {
+            if self.streams[at].guest == runtime && !self.streams[at].link.is_cut() {
                 let learns = (!self.random.chance(200)).then(|| self.random.millis(0, 200));
                 self.streams[at].link.cut(now, None, learns);
                 self.next_read(at, Way::ToHost);

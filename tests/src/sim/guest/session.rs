@@ -214,6 +214,12 @@ impl Session {
     }
 
     fn open(&mut self, hello: &HostHello, machine: &mut Machine, now: Duration) -> Result<Opened, SessionError> {
+        if let (Some(meant), Some(uuid)) = (hello.machine, &machine.uuid)
+            && Digest::of(uuid.as_bytes()) != meant
+        {
+            let message = "the host means another machine".to_owned();
+            return Err(SessionError { code: ErrorCode::AnotherMachine, message });
+        }
         let owner = hello.role == Role::Owner;
         let seen = machine.files.owner.term;
         if owner && hello.term < seen {
@@ -222,6 +228,7 @@ impl Session {
         }
         machine.settle(false, now);
         let cursor = hello.after.as_ref();
+        let uuid = machine.uuid.clone();
         let previous = cursor.is_some_and(|cursor| machine.files.previous.iter().any(|s| s.id == cursor.stream_id));
         let id = match cursor {
             Some(cursor) if previous => cursor.stream_id.clone(),
@@ -242,7 +249,7 @@ impl Session {
                 notices.push(Notice::Rewound { last_seq: stream.last_seq });
             }
         }
-        let opened = Opened { hello: self.hello(stream), notices, previous, acked_seq: stream.acked_seq };
+        let opened = Opened { hello: self.hello(stream, uuid), notices, previous, acked_seq: stream.acked_seq };
         if owner && cursor.is_some() {
             stream.acked_seq = stream.acked_seq.max(after);
             stream.acked_log = stream.acked_log.max(log_sent);
@@ -265,14 +272,14 @@ impl Session {
         Ok(opened)
     }
 
-    fn hello(&self, stream: &Stream) -> GuestHello {
+    fn hello(&self, stream: &Stream, machine_uuid: Option<String>) -> GuestHello {
         GuestHello {
             protocol: if self.manner == Manner::Future { PROTOCOL + 1 } else { PROTOCOL },
             agent: "0.1.0".to_owned(),
             schema_version: SCHEMA_VERSION,
             stream_id: stream.id.clone(),
             boot_id: stream.boot_id.clone(),
-            machine_uuid: None,
+            machine_uuid,
             first_seq: stream.base.0 + 1,
             first_digest: (stream.base.0 > 0).then_some(stream.base.1),
             last_seq: stream.last_seq,
