@@ -7,7 +7,7 @@ use pika_cloud_common::digest::Digest;
 use pika_cloud_common::limits::BAD_LINE_SAMPLE_BYTES;
 use serde_json::value::RawValue;
 
-use super::format::{self, Clocks, HostRecord, MAX_RECORD_BYTES, Record, Stamp};
+use super::format::{self, Clocks, HostRecord, MAX_RECORD_BYTES, MAX_SNAPSHOT_BYTES, Record, Stamp};
 use super::view::View;
 use crate::clock::Now;
 
@@ -62,7 +62,7 @@ pub struct Records {
     /// Where the next bytes of each log file of this incarnation belong.
     log_ends: BTreeMap<String, u64>,
     segment: Option<NewSegment>,
-    /// Bytes of the present segment.
+    /// Bytes of the present segment behind its header: a large view alone is no reason for another one.
     filled: u64,
     /// How large it becomes.
     pub(super) segment_bytes: u64,
@@ -227,15 +227,24 @@ impl Records {
             return;
         }
         self.filled = 0;
-        // A view that no reader would take stays in the segments that said it, until another try.
-        let Ok(snapshot) = serde_json::value::to_raw_value(&self.view) else { return };
-        let fits = snapshot.get().len() < MAX_RECORD_BYTES / 2;
-        if let Some(view) = serde_json::from_str(snapshot.get()).ok().filter(|_| fits) {
+        if let Some((snapshot, view)) = snapshot(&self.view) {
             self.view = view;
-            self.filled = snapshot.get().len() as u64;
             self.segment = Some(NewSegment { snapshot, keep_bytes: self.event_bytes });
         }
     }
+}
+
+/// A view for a segment's first line, and as that reads. Invariant 5: a segment begins whatever the guest said, or the one
+/// before it would grow without a bound. All that a view may hold fits; where it holds more, such as what an earlier release
+/// took, it goes on without the guest's documents, which the segments before have.
+fn snapshot(view: &View) -> Option<(Box<RawValue>, View)> {
+    let read_back = |view: &View| {
+        let snapshot = serde_json::value::to_raw_value(view).ok()?;
+        let fits = snapshot.get().len() <= MAX_SNAPSHOT_BYTES;
+        let view = serde_json::from_str(snapshot.get()).ok().filter(|_| fits)?;
+        Some((snapshot, view))
+    };
+    read_back(view).or_else(|| read_back(&view.without_documents()))
 }
 
 /// Where a log file is in the runtime's folder.

@@ -72,6 +72,8 @@ enum Progress {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Segment {
     pub(super) number: u64,
+    /// Bytes of its header; 0 where nobody asks any more.
+    pub(super) header: u64,
     pub(super) length: u64,
 }
 
@@ -104,9 +106,9 @@ impl<F: Fs> Store<F> {
         self.newest().map_or(Durable::default(), |newest| Durable { segment: newest.number, length: newest.length })
     }
 
-    /// Bytes of the newest segment.
+    /// Bytes of records in the newest segment.
     pub fn filled(&self) -> u64 {
-        self.durable().length
+        self.newest().map_or(0, |newest| newest.length - newest.header)
     }
 
     /// Whether what was recovered is not known to be durable yet.
@@ -306,7 +308,8 @@ impl<F: Fs> Store<F> {
         let (number, header) = self.header(commit);
         match self.fs.append(&segment_name(number), &header) {
             Ok(()) => {
-                self.segments.push(Segment { number, length: header.len() as u64 });
+                let length = header.len() as u64;
+                self.segments.push(Segment { number, header: length, length });
                 self.reserved = 0;
                 self.progress = Progress::Began;
                 Ok(())
@@ -386,7 +389,7 @@ impl<F: Fs> Store<F> {
         self.drop_begun();
         self.cut_back();
         let (number, mut bytes) = self.header(commit);
-        let name = segment_name(number);
+        let (name, header) = (segment_name(number), bytes.len() as u64);
         bytes.extend_from_slice(&commit.records);
         let length = bytes.len() as u64;
         self.reserved = 0;
@@ -397,7 +400,7 @@ impl<F: Fs> Store<F> {
             let _ = self.fs.remove(&name);
             return Err(self.degrade(error));
         }
-        self.segments.push(Segment { number, length });
+        self.segments.push(Segment { number, header, length });
         self.progress = Progress::Renewed;
         Ok(())
     }

@@ -61,6 +61,28 @@ mod micros {
     }
 }
 
+/// A document of the guest as a string that holds its JSON: as a value, one that is nested as deep as a reader takes would be
+/// a level too deep in what stands around it.
+mod as_text {
+    use serde::de::{DeserializeOwned, Error as _};
+    use serde::{Deserialize, Deserializer, Serialize, Serializer, ser::Error as _};
+
+    pub(super) fn serialize<T: Serialize, S: Serializer>(
+        document: &Option<T>,
+        serializer: S,
+    ) -> Result<S::Ok, S::Error> {
+        let text = document.as_ref().map(serde_json::to_string).transpose().map_err(S::Error::custom)?;
+        text.serialize(serializer)
+    }
+
+    pub(super) fn deserialize<'de, T: DeserializeOwned, D: Deserializer<'de>>(
+        deserializer: D,
+    ) -> Result<Option<T>, D::Error> {
+        let text = Option::<String>::deserialize(deserializer)?;
+        text.map(|text| serde_json::from_str(&text)).transpose().map_err(D::Error::custom)
+    }
+}
+
 /// The end of an incarnation, decided and not yet concluded.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Ended {
@@ -159,7 +181,8 @@ pub struct View {
     pub start_sent: Option<StartSent>,
     /// When the guest said that it had.
     pub accepted_at: Option<Moment>,
-    /// The terminal event of the guest.
+    /// The terminal event of the guest. A snapshot holds it as text, in which nothing is nested deeper than in its line.
+    #[serde(with = "as_text")]
     pub terminal: Option<Event>,
     /// The guest's `status.json`, as last seen.
     pub status: Option<Status>,
@@ -275,6 +298,11 @@ impl View {
             return self.ago(moment, now);
         }
         since_an_earlier_boot(moment, now)
+    }
+
+    /// The same without the guest's `status.json` and `result.json`.
+    pub(super) fn without_documents(&self) -> Self {
+        Self { status: None, result: None, ..self.clone() }
     }
 
     /// The last event of the guest.

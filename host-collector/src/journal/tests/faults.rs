@@ -163,7 +163,7 @@ fn where_little_room_is_left_what_is_needed_is_taken() {
     let mut journal = begun(&disk);
     let full = || HostRecord::BadLine { reason: "x".repeat(2 * 16 * 1024), sample: String::new() };
     journal.host(full());
-    let end = journal.store.filled() + journal.records.pending() as u64;
+    let end = journal.store.durable().length + journal.records.pending() as u64;
     disk.0.borrow_mut().room = Some(end + super::super::RESERVE);
     journal.commit().unwrap();
     assert_eq!(disk.0.borrow().reserved[FILE_NAME], end + super::super::RESERVE);
