@@ -5,11 +5,11 @@ use std::io::{self, BufWriter, Write as _};
 use std::path::{Path, PathBuf};
 
 use pika_cloud_common::verdict::{Collection, Evidence, LastEvent, Outcome};
-use pika_cloud_common::{RuntimeSpec, SCHEMA_VERSION, Verdict};
+use pika_cloud_common::{RuntimeSpec, SCHEMA_VERSION, State, Verdict};
 use serde_json::Value;
 
 use crate::error::Error;
-use crate::journal::{Body, Follower, HostRecord, View};
+use crate::journal::{self, Body, Follower, HostRecord, View};
 
 mod copy;
 
@@ -25,7 +25,7 @@ pub(crate) fn verdict(spec: &RuntimeSpec, view: &View) -> Verdict {
     let decided_at = view.ended.as_ref().map(|end| end.at).unwrap_or_default().timestamp();
     let collection =
         view.collection.clone().map(|collection| Collection { error: collection.error.map(clip), ..collection });
-    let last_event = view.last_event().map(|event| LastEvent { message: clip(event.message), ..event });
+    let last_event = view.last_event().map(quoted);
     let details = view.terminal.as_ref().and_then(|event| event.details.as_ref());
     let said = details.map(Said::of).unwrap_or_default();
     Verdict {
@@ -40,7 +40,7 @@ pub(crate) fn verdict(spec: &RuntimeSpec, view: &View) -> Verdict {
             oom_kill: said.oom_kill,
             full: said.full,
             last_event,
-            instance_status,
+            instance_status: instance_status.map(clip),
             error: error.map(clip),
             console: view.console.clone(),
             collection,
@@ -101,13 +101,20 @@ pub(crate) fn remove_stale(outputs: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// A guest's words are quoted up to a length that leaves the verdict one that its readers take.
-fn clip(text: String) -> String {
-    const MAX_CHARS: usize = 4096;
-    match text.char_indices().nth(MAX_CHARS) {
-        Some((end, _)) => text[..end].to_owned() + "…",
-        None => text,
-    }
+/// A guest's words are quoted as far as records are, which leaves the verdict one that its readers take, and that finds room on
+/// a full disk.
+fn clip(mut text: String) -> String {
+    journal::clip(&mut text);
+    text
+}
+
+/// The last event, as it is quoted. A guest may call a kind of its own as it likes.
+fn quoted(event: LastEvent) -> LastEvent {
+    let kind = match event.kind {
+        State::Unknown(name) => State::Unknown(clip(name)),
+        known => known,
+    };
+    LastEvent { kind, message: clip(event.message), ..event }
 }
 
 /// Writes an incarnation's `events.jsonl`, `status.json`, `result.json` and `verdict.json` from the journal in `runtime`.

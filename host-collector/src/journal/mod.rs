@@ -75,6 +75,7 @@ pub use error::JournalError;
 pub use follow::{Follower, read_view};
 pub use format::{Body, GuestLine, Header, HostRecord, LogMark, Record, VERSION};
 pub use fs::{DiskFs, Fs};
+pub(crate) use records::clip;
 pub use records::{Commit, LogBytes, NewSegment, Records};
 pub use store::{Durable, RESERVE, Store};
 pub use view::{Ended, Finished, Kept, Moment, StartSent, TakenOver, View};

@@ -15,17 +15,44 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::sync::Arc;
 
+use pika_cloud_common::limits::MAX_EVENT_BYTES;
 use serde_json::value::RawValue;
 
 use super::error::JournalError;
 use super::format;
 use super::fs::{Fs, segment_name};
-use super::records::{Commit, log_path};
+use super::records::{Commit, MAX_CONSOLE_BYTES, MAX_TEXT_BYTES, log_path};
 use super::recover::{Recovered, recover};
 use super::view::View;
 
-/// Room that is kept beyond a journal's end, so that a full disk loses no verdict.
-pub const RESERVE: u64 = 16 * 1024;
+/// Room that is kept beyond a journal's end, so that a full disk loses no verdict: the longest guest's last word, or the end of
+/// a console in its place, and the longest records from the end of an incarnation to the end of everything.
+///
+/// | record | quotes |
+/// |---|---|
+/// | the terminal event | itself; the console is quoted only where there is none |
+/// | `status`, `result` | themselves, as far as they are short: a guest whose last documents are long may have no verdict before there is room |
+/// | `ended` | a message, an error and Incus's word |
+/// | `collected` | an error |
+/// | `verdict` | the five of the above and the last event, file systems, and the console |
+/// | `kept`, `state`, `finished`, `taken_over` | nothing; with what stands around all of these, [`FRAMES`] |
+pub const RESERVE: u64 = (EVENT_OR_CONSOLE + DOCUMENTS + 10 * MAX_TEXT_BYTES + MAX_FULL_BYTES + FRAMES) as u64;
+
+/// The longest event, or the longest console twice: in its record and in the verdict.
+const EVENT_OR_CONSOLE: usize =
+    if MAX_EVENT_BYTES > 2 * MAX_CONSOLE_BYTES { MAX_EVENT_BYTES } else { 2 * MAX_CONSOLE_BYTES };
+
+/// A guest's last documents, both together.
+const DOCUMENTS: usize = 16 * 1024;
+
+/// A verdict names eight file systems of 256 bytes, which are twice that where all is escaped.
+const MAX_FULL_BYTES: usize = 4 * 1024;
+
+/// What stands around the quotes of some records: names, numbers, and ids of a spec.
+const FRAMES: usize = 8 * 1024;
+
+/// Room that is taken beyond it, so that not every commit has to ask.
+pub(super) const SPARE_ROOM: u64 = 32 * 1024;
 
 /// How far a journal is durable.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
@@ -340,9 +367,10 @@ impl<F: Fs> Store<F> {
         if end + RESERVE <= self.reserved {
             return Ok(());
         }
-        // Twice as much, so that not every commit has to ask; where that is not there, what is needed.
-        let taken =
-            [end + 2 * RESERVE, end + RESERVE].into_iter().map(|up_to| self.fs.reserve(name, up_to).map(|()| up_to));
+        // More, so that not every commit has to ask; where that is not there, what is needed.
+        let taken = [end + RESERVE + SPARE_ROOM, end + RESERVE]
+            .into_iter()
+            .map(|up_to| self.fs.reserve(name, up_to).map(|()| up_to));
         let mut full = None;
         for taken in taken {
             match taken {

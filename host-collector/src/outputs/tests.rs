@@ -478,7 +478,7 @@ fn documents_outlive_the_segments_that_said_them() {
     journal.host(status("ready"));
     journal.host(result());
     journal.commit();
-    for _ in 0..40 {
+    for _ in 0..160 {
         journal.host(HostRecord::StartRefused { message: "x".repeat(8000) });
         journal.commit();
     }
