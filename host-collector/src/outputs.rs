@@ -4,6 +4,7 @@ use std::fs::{self, File};
 use std::io::{self, BufWriter, Write as _};
 use std::path::{Path, PathBuf};
 
+use pika_cloud_common::limits::MAX_DOCUMENT_BYTES;
 use pika_cloud_common::verdict::{Collection, Evidence, LastEvent, Outcome};
 use pika_cloud_common::{RuntimeSpec, SCHEMA_VERSION, State, Verdict};
 use serde_json::Value;
@@ -189,8 +190,31 @@ impl Drop for Replacement {
     }
 }
 
+/// A document for people to read, as long as its readers take it so: blanks alone make many megabytes of one that is nested
+/// deep and wide, and that is written without them.
 fn pretty(document: impl serde::Serialize) -> Option<String> {
-    serde_json::to_string_pretty(&document).ok().map(|text| text + "\n")
+    let mut text = AtMost(Vec::new());
+    if serde_json::to_writer_pretty(&mut text, &document).is_err() {
+        text.0 = serde_json::to_vec(&document).ok()?;
+    }
+    String::from_utf8(text.0).ok().map(|text| text + "\n")
+}
+
+/// Takes what fits in a document of the contract, with a newline behind it.
+struct AtMost(Vec<u8>);
+
+impl io::Write for AtMost {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        if self.0.len() + bytes.len() >= MAX_DOCUMENT_BYTES {
+            return Err(io::ErrorKind::FileTooLarge.into());
+        }
+        self.0.extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
 }
 
 #[cfg(test)]

@@ -134,6 +134,22 @@ fn evidence_from_a_hostile_guest_is_bounded() {
 
 // What is derived from a journal.
 
+/// Its readers take no more, and blanks are no reason for more.
+#[test]
+fn a_document_is_pretty_as_long_as_its_readers_take_it() {
+    let nested = |width: usize| Value::from(vec![Value::from(vec![serde_json::json!([[[[[[[[7]]]]]]]]); 64]); width]);
+    let document = |width| pretty(serde_json::json!({ "details": nested(width) })).unwrap();
+    assert!(document(1).contains("\n  \"details\""));
+    let compact = document(170);
+    assert!(compact.ends_with("}\n") && compact.lines().count() == 1 && compact.len() <= MAX_DOCUMENT_BYTES);
+    assert!(serde_json::to_string_pretty(&nested(170)).unwrap().len() > 4 * MAX_DOCUMENT_BYTES);
+    // Blanks and brackets take six bytes of it, and the newline one.
+    for (length, lines) in [(MAX_DOCUMENT_BYTES - 9, 3), (MAX_DOCUMENT_BYTES - 8, 1)] {
+        let text = pretty(["x".repeat(length)]).unwrap();
+        assert!(text.lines().count() == lines && text.len() <= MAX_DOCUMENT_BYTES, "{length}");
+    }
+}
+
 #[test]
 fn outputs_are_derived_from_the_journal() {
     let folder = TempDir::new().unwrap();

@@ -71,7 +71,8 @@ impl Intake {
             HostRecord::Result { result } => ("result.json", length(result)),
             _ => ("", 0),
         };
-        if length > limits::MAX_DOCUMENT_BYTES {
+        // With the newline behind it in the file that is derived.
+        if length >= limits::MAX_DOCUMENT_BYTES {
             let limit = limits::MAX_DOCUMENT_BYTES;
             let reason = format!("{name} is {length} bytes long with its numbers in full, at most {limit} are kept");
             return self.bad_line(records, reason, String::new(), now);
