@@ -367,7 +367,12 @@ impl View {
                 if *state == State::Booted && self.booted_at.is_none() {
                     self.booted_at = Some(at);
                 }
-                self.state = Some(state.clone());
+                // A guest that is heard again is where it was; only its own words change that.
+                let back = self
+                    .guest_state
+                    .clone()
+                    .filter(|_| *state == State::Booted && self.state == Some(State::Unreachable));
+                self.state = Some(back.unwrap_or_else(|| state.clone()));
             }
             HostRecord::Stream { stream_id, boot_id, agent, after_seq, digest } => {
                 self.begin_stream(stream_id, *after_seq, *digest);

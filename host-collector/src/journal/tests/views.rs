@@ -401,6 +401,33 @@ fn a_state_is_what_the_guest_entered_last() {
     assert_eq!(says("ready", "").1, Some(State::Booted), "said again, it is no news");
 }
 
+/// Silence says nothing of the workload.
+#[test]
+fn a_guest_that_is_heard_again_is_where_it_was() {
+    let mut journal = Journal::open(Memory::default()).unwrap();
+    let enters = |state| HostRecord::State { state, message: String::new() };
+    for (says, is) in [(Some("ready"), State::Ready), (None, State::Booted)] {
+        journal.begin();
+        journal.host(enters(State::Booted));
+        journal.host(stream("s-1", 0, Digest::EMPTY_STREAM));
+        if let Some(kind) = says {
+            journal.event(&event(1, kind, ""));
+        }
+        journal.host(enters(State::Unreachable));
+        assert_eq!(journal.view().state, Some(State::Unreachable));
+        journal.host(enters(State::Booted));
+        assert_eq!(journal.view().state, Some(is));
+    }
+    // Another stream is of another run, which has said nothing.
+    journal.begin();
+    journal.host(stream("s-1", 0, Digest::EMPTY_STREAM));
+    journal.event(&event(1, "ready", ""));
+    journal.host(enters(State::Unreachable));
+    journal.host(stream("s-2", 0, Digest::EMPTY_STREAM));
+    journal.host(enters(State::Booted));
+    assert_eq!(journal.view().state, Some(State::Booted));
+}
+
 /// It is made or started once more: what was started before is gone.
 #[test]
 fn an_instance_that_is_provided_again_was_not_started() {
