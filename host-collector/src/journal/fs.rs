@@ -10,7 +10,7 @@ use rustix::io::Errno;
 
 /// One runtime's folder. Names are relative to it: `journal.jsonl`, `3/logs/guest.log`.
 ///
-/// Nothing is durable before its `sync` and, where it is new, `sync_folder`, or a `sync_all` behind it.
+/// Nothing is durable before its `sync` and, where it is new, `sync_folder`.
 pub trait Fs {
     /// The names of the files directly in the folder; none where there is no folder.
     fn list(&self) -> io::Result<Vec<String>>;
@@ -28,8 +28,6 @@ pub trait Fs {
     fn sync(&mut self, name: &str) -> io::Result<()>;
     /// Makes the names in the folder that holds `name` durable.
     fn sync_folder(&mut self, name: &str) -> io::Result<()>;
-    /// Makes everything of this file system durable, of all runtimes.
-    fn sync_all(&mut self) -> io::Result<()>;
     /// Removes a file.
     fn remove(&mut self, name: &str) -> io::Result<()>;
     /// How messages call a file.
@@ -148,10 +146,6 @@ impl Fs for DiskFs {
     fn sync_folder(&mut self, name: &str) -> io::Result<()> {
         let path = self.folder.join(name);
         File::open(path.parent().unwrap_or(&self.folder))?.sync_all()
-    }
-
-    fn sync_all(&mut self) -> io::Result<()> {
-        Ok(rustix::fs::syncfs(self.folder()?)?)
     }
 
     fn remove(&mut self, name: &str) -> io::Result<()> {
