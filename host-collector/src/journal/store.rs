@@ -192,21 +192,21 @@ impl<F: Fs> Store<F> {
     /// # Errors
     /// [`JournalError::Degraded`], from the first failure that no new segment mends on; nothing of the commit counts then.
     pub fn commit(&mut self, commit: &Commit) -> Result<Durable, JournalError> {
-        if self.prepare(commit)? {
+        if self.prepare(commit)? > 0 {
             self.barrier(commit)?;
         }
-        if self.write(commit)? {
+        if self.write(commit)? > 0 {
             self.sync(commit)?;
         }
         Ok(self.finish(commit))
     }
 
     /// Writes what has to be durable before the records are written: log bytes that they speak of, and the header of the
-    /// segment that they begin. Gives whether there was any.
+    /// segment that they begin. Gives in how many files.
     ///
     /// # Errors
     /// As [`Store::commit`].
-    pub(super) fn prepare(&mut self, commit: &Commit) -> Result<bool, JournalError> {
+    pub(super) fn prepare(&mut self, commit: &Commit) -> Result<usize, JournalError> {
         self.check()?;
         for log in &commit.logs {
             let done = self.place_log(&log.name, log.offset).and_then(|_| self.fs.append(&log.name, &log.bytes));
@@ -216,7 +216,7 @@ impl<F: Fs> Store<F> {
         if begins && !commit.records.is_empty() {
             self.begin_segment(commit)?;
         }
-        Ok(self.progress == Progress::Began || !commit.logs.is_empty())
+        Ok(usize::from(self.progress == Progress::Began) + commit.logs.len())
     }
 
     /// Makes what was prepared durable.
@@ -236,17 +236,17 @@ impl<F: Fs> Store<F> {
         Ok(())
     }
 
-    /// Writes the records. Gives whether they are still to be synced.
+    /// Writes the records. Gives how many files are still to be synced for that.
     ///
     /// # Errors
     /// As [`Store::commit`].
-    pub(super) fn write(&mut self, commit: &Commit) -> Result<bool, JournalError> {
+    pub(super) fn write(&mut self, commit: &Commit) -> Result<usize, JournalError> {
         self.check()?;
         if self.progress == Progress::Renewed {
-            return Ok(false);
+            return Ok(0);
         }
         if commit.records.is_empty() {
-            return Ok(self.needs_sync);
+            return Ok(usize::from(self.needs_sync));
         }
         let Durable { segment, length } = self.durable();
         let name = segment_name(segment);
@@ -258,9 +258,9 @@ impl<F: Fs> Store<F> {
         }
         if let Err(error) = written.and_then(|()| self.fs.append(&name, &commit.records)) {
             self.renew(commit, &error)?;
-            return Ok(false);
+            return Ok(0);
         }
-        Ok(true)
+        Ok(1)
     }
 
     /// Makes the records durable.
