@@ -125,7 +125,7 @@ pub(crate) fn derive(runtime: &Path, outputs: &Path, incarnation: u32) -> Result
     fs::create_dir_all(outputs).map_err(fail)?;
     let mut documents = [("status.json", None), ("result.json", None), ("verdict.json", None)];
     let mut events = Replacement::begin(outputs.join("events.jsonl")).map_err(fail)?;
-    let mut journal = Follower::new(runtime, None);
+    let mut journal = Follower::unsynced(runtime);
     loop {
         let next = journal.try_next()?;
         // What the oldest segments said is in the snapshot that took their place; the events in them are gone.

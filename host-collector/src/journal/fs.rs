@@ -42,6 +42,9 @@ pub trait Fs {
 pub struct DiskFs {
     folder: PathBuf,
     appended: Option<(String, File)>,
+    /// Syncs of readers that were asked for, and whether they fail.
+    #[cfg(test)]
+    pub(super) reader_syncs: (usize, bool),
 }
 
 /// No name is followed through a link.
@@ -50,7 +53,12 @@ const NO_LINKS: i32 = OFlags::NOFOLLOW.bits().cast_signed();
 impl DiskFs {
     /// A runtime's folder, which need not be there yet.
     pub fn new(folder: &Path) -> Self {
-        Self { folder: folder.to_owned(), appended: None }
+        Self {
+            folder: folder.to_owned(),
+            appended: None,
+            #[cfg(test)]
+            reader_syncs: (0, false),
+        }
     }
 
     /// Which file system it is on: those of one number are synced together.
@@ -64,6 +72,26 @@ impl DiskFs {
     /// The folder itself.
     pub(super) fn folder(&self) -> io::Result<File> {
         File::open(&self.folder)
+    }
+
+    /// Makes a file durable that another process writes, and gives up to where it is: the kernel tells of what it could not write
+    /// from the time on at which the file was opened, and a writer that learns of it cuts what it wrote. Nothing is done
+    /// where the file ends with `known`.
+    pub(super) fn sync_for_reader(&mut self, name: &str, known: u64) -> io::Result<u64> {
+        let file = OpenOptions::new().read(true).custom_flags(NO_LINKS).open(self.folder.join(name))?;
+        let length = file.metadata()?.len();
+        if length <= known {
+            return Ok(length);
+        }
+        #[cfg(test)]
+        {
+            self.reader_syncs.0 += 1;
+            if self.reader_syncs.1 {
+                return Err(io::ErrorKind::Other.into());
+            }
+        }
+        file.sync_data()?;
+        Ok(file.metadata()?.len().min(length))
     }
 
     /// Lets go of what was appended and is not synced by itself.
