@@ -4,10 +4,12 @@ use std::os::unix::fs::{PermissionsExt as _, symlink};
 
 use pika_cloud_common::digest::Digest;
 use pika_cloud_common::verdict::Collection;
+use pika_cloud_common::wire::{ArchiveLimits, Entry};
 use pika_cloud_common::{Event, EventHead, RunResult, State, Status};
 use tempfile::TempDir;
 
 use super::*;
+use crate::artifacts::ArtifactTree;
 use crate::clock::Now;
 use crate::journal::{DiskFs, Records, Store};
 
@@ -453,6 +455,30 @@ fn an_interrupted_copy_is_replaced_by_the_next() {
     place.copy().unwrap();
     assert_eq!(read(&place.path("target/artifacts/out/a.bin")), "a 1");
     assert_eq!(read(&place.path("target/verdict.json")), "verdict 1");
+}
+
+/// A path may be as long as the kernel takes by itself: longer than that with a folder before it.
+#[test]
+fn the_longest_path_is_copied_and_removed() {
+    let place = Place::new();
+    let path = format!("{}{}", format!("{}/", "d".repeat(200)).repeat(20), "f".repeat(4095 - 20 * 201));
+    let limits = ArchiveLimits { max_files: 10, max_bytes: 1000 };
+    let mut artifacts = ArtifactTree::begin(&place.path("outputs"), limits).unwrap();
+    let digest = Some(Digest::of(b""));
+    artifacts.entry(&Entry { path, folder: false, mode: 0o644, size: 0, offset: 0, len: 0, digest }).unwrap();
+    artifacts.finish().unwrap();
+    let files = || {
+        let mut command = std::process::Command::new("find");
+        let found = command.arg(place.path("target/artifacts")).args(["-type", "f"]).output().unwrap();
+        String::from_utf8(found.stdout).unwrap().lines().count()
+    };
+    for _ in 0..2 {
+        place.copy().unwrap();
+        assert_eq!(files(), 1);
+    }
+    fs::remove_dir_all(place.path("outputs/artifacts")).unwrap();
+    place.copy().unwrap();
+    assert!(fs::read_dir(place.path("target/artifacts")).unwrap().next().is_none());
 }
 
 #[test]
