@@ -67,6 +67,7 @@ mod as_text {
     use serde::de::{DeserializeOwned, Error as _};
     use serde::{Deserialize, Deserializer, Serialize, Serializer, ser::Error as _};
 
+    #[expect(clippy::ref_option, reason = "the form that serde asks for")]
     pub(super) fn serialize<T: Serialize, S: Serializer>(
         document: &Option<T>,
         serializer: S,

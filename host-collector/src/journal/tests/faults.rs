@@ -182,33 +182,30 @@ fn the_longest_verdict_finds_room_on_a_full_disk() {
             journal.host(HostRecord::BadLine { reason: "x".repeat(1000), sample: String::new() });
         }
         let mut journal = Journal::open(disk.clone()).unwrap();
-        let mut writes = |records: Vec<HostRecord>| {
-            records.into_iter().for_each(|record| journal.host(record));
+        let write = |journal: &mut Journal<Memory>, record| {
+            journal.host(record);
             journal.commit_as(true).unwrap();
         };
         if speaks {
             journal.event(&last_word);
             journal.commit_as(true).unwrap();
         } else {
-            writes(vec![HostRecord::Console { tail: text.repeat(4096) }]);
+            write(&mut journal, HostRecord::Console { tail: text.repeat(4096) });
         }
-        let mut writes = |records: Vec<HostRecord>| {
-            records.into_iter().for_each(|record| journal.host(record));
-            journal.commit_as(true).unwrap();
-            journal.view().clone()
-        };
         let outcome = Outcome::Failed { exit_code: Some(3) };
         let (message, error) = (long(text), Some(long(text)));
-        writes(vec![HostRecord::Ended { outcome, message, error: error.clone(), instance_status: error.clone() }]);
-        let view = writes(vec![HostRecord::Collected { collection: Collection { error, ..Collection::default() } }]);
-        let verdict = Box::new(crate::outputs::verdict(&RuntimeSpec::default(), &view));
+        let ended = HostRecord::Ended { outcome, message, error: error.clone(), instance_status: error.clone() };
+        write(&mut journal, ended);
+        let collection = Collection { error, ..Collection::default() };
+        write(&mut journal, HostRecord::Collected { collection });
+        let verdict = Box::new(crate::outputs::verdict(&RuntimeSpec::default(), journal.view()));
         assert_eq!(verdict.evidence.full.len(), if speaks { 8 } else { 0 });
-        writes(vec![HostRecord::Verdict { verdict }]);
-        writes(vec![HostRecord::Kept { for_secs: Some(1) }]);
-        let view = writes(vec![finished()]);
+        for record in [HostRecord::Verdict { verdict }, HostRecord::Kept { for_secs: Some(1) }, finished()] {
+            write(&mut journal, record);
+        }
         assert!(journal.store.filled() < RESERVE + SPARE_ROOM);
         disk.crash();
-        assert_eq!(Store::open(disk, RUNTIME).unwrap().1, view, "{text:?}");
+        assert_eq!(&Store::open(disk, RUNTIME).unwrap().1, journal.view(), "{text:?}");
     }
 }
 

@@ -219,7 +219,7 @@ fn a_segment_that_is_full_is_left() {
     let filled = Store::open(disk.clone(), RUNTIME).unwrap().0.filled();
     let bytes = disk.get(FILE_NAME);
     let header = bytes.iter().position(|byte| *byte == b'\n').unwrap() + 1;
-    assert_eq!(filled as usize + header, bytes.len());
+    assert_eq!(filled + header as u64, bytes.len() as u64);
     for (segment_bytes, segment) in [(filled + 1, 1), (filled, 2)] {
         let files = disk.0.borrow().files.clone();
         let mut journal = Journal::open(disk.clone()).unwrap();
