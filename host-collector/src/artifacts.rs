@@ -9,10 +9,10 @@
 //! What ends with another digest than it was announced with, or does not end, is removed. Nothing is opened by a path from
 //! the root: a path below `artifacts/` may be as long as the kernel takes by itself.
 
-use std::fmt::Write as _;
-use std::fs::{self, File};
-use std::io::{self, Write as _};
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, BufWriter, Write as _};
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
 use pika_cloud_common::digest::Digest;
@@ -57,7 +57,7 @@ pub(crate) struct ArtifactTree {
     folder: OwnedFd,
     limits: ArchiveLimits,
     current: Option<CurrentFile>,
-    manifest: String,
+    manifest: Manifest,
     /// Files and folders that the guest named.
     entries: u64,
     /// Folders that were made.
@@ -94,6 +94,7 @@ impl ArtifactTree {
             _ => {}
         }
         fs::create_dir_all(&partial).map_err(io("making the folder"))?;
+        let manifest = Manifest::begin(folder.join("artifacts.sha256")).map_err(io("beginning artifacts.sha256"))?;
         let folder =
             rustix::fs::open(&partial, FOLDER, Mode::empty()).map_err(|e| io("opening the folder")(e.into()))?;
         Ok(Self {
@@ -101,7 +102,7 @@ impl ArtifactTree {
             folder,
             limits,
             current: None,
-            manifest: String::new(),
+            manifest,
             entries: 0,
             folders: 0,
             received: 0,
@@ -187,12 +188,11 @@ impl ArtifactTree {
         }
         self.files += 1;
         self.bytes += current.offset;
-        // sha256sum's own escape: a backslash before the line says that backslashes in it are doubled.
-        let escape = if current.path.contains('\\') { "\\" } else { "" };
-        let path = current.path.replace('\\', "\\\\");
-        // Writing to a String cannot fail.
-        let _ = writeln!(self.manifest, "{escape}{found}  artifacts/{path}");
-        Ok(())
+        self.manifest.add(&current.path, found).map_err(|source| ArtifactError::Io {
+            path: "artifacts.sha256".to_owned(),
+            doing: "writing",
+            source,
+        })
     }
 
     fn create(&mut self, entry: &Entry) -> Result<CurrentFile, ArtifactError> {
@@ -279,7 +279,7 @@ impl ArtifactTree {
     ///
     /// # Errors
     /// Where the host refuses.
-    pub(crate) fn finish(self) -> Result<(), ArtifactError> {
+    pub(crate) fn finish(mut self) -> Result<(), ArtifactError> {
         let io = |doing| move |source: io::Error| ArtifactError::Io { path: "artifacts".to_owned(), doing, source };
         if let Some(current) = &self.current {
             self.remove(&current.path)?;
@@ -295,10 +295,44 @@ impl ArtifactTree {
             File::open(&self.partial).and_then(|folder| Ok(rustix::fs::syncfs(folder)?)).map_err(io("syncing"))?;
         }
         fs::rename(&self.partial, &artifacts).map_err(io("naming the folder"))?;
-        let manifest = folder.join("artifacts.sha256");
-        crate::state_dir::replace(&manifest, self.manifest.as_bytes())
-            .and_then(|()| crate::state_dir::sync_folder(folder))
-            .map_err(|error| io("writing artifacts.sha256")(io::Error::other(error)))
+        self.manifest.finish().and_then(|()| File::open(folder)?.sync_all()).map_err(io("writing artifacts.sha256"))
+    }
+}
+
+/// The list of digests. It goes to the disk as it grows, since a guest may have a million names of 4 KB (Invariant 5), and takes
+/// the place of an earlier one when it is whole.
+#[derive(Debug)]
+struct Manifest {
+    path: PathBuf,
+    temporary: PathBuf,
+    file: BufWriter<File>,
+}
+
+impl Manifest {
+    fn begin(path: PathBuf) -> io::Result<Self> {
+        let temporary = crate::state_dir::temporary_beside(&path);
+        let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&temporary)?;
+        Ok(Self { path, temporary, file: BufWriter::new(file) })
+    }
+
+    fn add(&mut self, path: &str, digest: Digest) -> io::Result<()> {
+        // sha256sum's own escape: a backslash before the line says that backslashes in it are doubled.
+        let escape = if path.contains('\\') { "\\" } else { "" };
+        let path = path.replace('\\', "\\\\");
+        writeln!(self.file, "{escape}{digest}  artifacts/{path}")
+    }
+
+    fn finish(&mut self) -> io::Result<()> {
+        self.file.flush()?;
+        self.file.get_ref().sync_data()?;
+        fs::rename(&self.temporary, &self.path)
+    }
+}
+
+impl Drop for Manifest {
+    fn drop(&mut self) {
+        // After the rename there is nothing of that name.
+        let _ = fs::remove_file(&self.temporary);
     }
 }
 

@@ -4,12 +4,13 @@ use std::fs::{self, File};
 use std::io::{self, BufWriter, Write as _};
 use std::path::{Path, PathBuf};
 
+use pika_cloud_common::limits::MAX_DOCUMENT_BYTES;
 use pika_cloud_common::verdict::{Collection, Evidence, LastEvent, Outcome};
-use pika_cloud_common::{RuntimeSpec, SCHEMA_VERSION, Verdict};
+use pika_cloud_common::{RuntimeSpec, SCHEMA_VERSION, State, Verdict};
 use serde_json::Value;
 
 use crate::error::Error;
-use crate::journal::{Body, Follower, HostRecord, View};
+use crate::journal::{self, Body, Follower, HostRecord, View};
 
 mod copy;
 
@@ -25,7 +26,7 @@ pub(crate) fn verdict(spec: &RuntimeSpec, view: &View) -> Verdict {
     let decided_at = view.ended.as_ref().map(|end| end.at).unwrap_or_default().timestamp();
     let collection =
         view.collection.clone().map(|collection| Collection { error: collection.error.map(clip), ..collection });
-    let last_event = view.last_event().map(|event| LastEvent { message: clip(event.message), ..event });
+    let last_event = view.last_event().map(quoted);
     let details = view.terminal.as_ref().and_then(|event| event.details.as_ref());
     let said = details.map(Said::of).unwrap_or_default();
     Verdict {
@@ -40,7 +41,7 @@ pub(crate) fn verdict(spec: &RuntimeSpec, view: &View) -> Verdict {
             oom_kill: said.oom_kill,
             full: said.full,
             last_event,
-            instance_status,
+            instance_status: instance_status.map(clip),
             error: error.map(clip),
             console: view.console.clone(),
             collection,
@@ -101,13 +102,20 @@ pub(crate) fn remove_stale(outputs: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// A guest's words are quoted up to a length that leaves the verdict one that its readers take.
-fn clip(text: String) -> String {
-    const MAX_CHARS: usize = 4096;
-    match text.char_indices().nth(MAX_CHARS) {
-        Some((end, _)) => text[..end].to_owned() + "…",
-        None => text,
-    }
+/// A guest's words are quoted as far as records are, which leaves the verdict one that its readers take, and that finds room on
+/// a full disk.
+fn clip(mut text: String) -> String {
+    journal::clip(&mut text);
+    text
+}
+
+/// The last event, as it is quoted. A guest may call a kind of its own as it likes.
+fn quoted(event: LastEvent) -> LastEvent {
+    let kind = match event.kind {
+        State::Unknown(name) => State::Unknown(clip(name)),
+        known => known,
+    };
+    LastEvent { kind, message: clip(event.message), ..event }
 }
 
 /// Writes an incarnation's `events.jsonl`, `status.json`, `result.json` and `verdict.json` from the journal in `runtime`.
@@ -117,7 +125,7 @@ pub(crate) fn derive(runtime: &Path, outputs: &Path, incarnation: u32) -> Result
     fs::create_dir_all(outputs).map_err(fail)?;
     let mut documents = [("status.json", None), ("result.json", None), ("verdict.json", None)];
     let mut events = Replacement::begin(outputs.join("events.jsonl")).map_err(fail)?;
-    let mut journal = Follower::new(runtime, None);
+    let mut journal = Follower::unsynced(runtime);
     loop {
         let next = journal.try_next()?;
         // What the oldest segments said is in the snapshot that took their place; the events in them are gone.
@@ -182,8 +190,31 @@ impl Drop for Replacement {
     }
 }
 
+/// A document for people to read, as long as its readers take it so: blanks alone make many megabytes of one that is nested
+/// deep and wide, and that is written without them.
 fn pretty(document: impl serde::Serialize) -> Option<String> {
-    serde_json::to_string_pretty(&document).ok().map(|text| text + "\n")
+    let mut text = AtMost(Vec::new());
+    if serde_json::to_writer_pretty(&mut text, &document).is_err() {
+        text.0 = serde_json::to_vec(&document).ok()?;
+    }
+    String::from_utf8(text.0).ok().map(|text| text + "\n")
+}
+
+/// Takes what fits in a document of the contract, with a newline behind it.
+struct AtMost(Vec<u8>);
+
+impl io::Write for AtMost {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        if self.0.len() + bytes.len() >= MAX_DOCUMENT_BYTES {
+            return Err(io::ErrorKind::FileTooLarge.into());
+        }
+        self.0.extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
 }
 
 #[cfg(test)]

@@ -72,9 +72,10 @@ impl<'a> Reader<'a> {
         let fits = |(byte, form): (&u8, &u8)| {
             if form.is_ascii_digit() { (b'0'..=*form).contains(byte) } else { byte == form }
         };
-        // The tens are bounded by the form; months, days and hours have a bound of their own.
+        // The tens are bounded by the form; months, days and hours have bounds of their own.
         let two = |at: usize| (text[at], text[at + 1]);
-        let bounded = two(5) <= (b'1', b'2') && two(8) <= (b'3', b'1') && two(11) <= (b'2', b'3');
+        let from_one = |at: usize, last| ((b'0', b'1')..=last).contains(&two(at));
+        let bounded = from_one(5, (b'1', b'2')) && from_one(8, (b'3', b'1')) && two(11) <= (b'2', b'3');
         self.rest = rest;
         (text.iter().zip(FORM).all(fits) && bounded).then_some(())
     }
@@ -174,7 +175,9 @@ mod tests {
         assert_eq!((found.seq, &*found.kind), (17, "ready"));
         assert!(head(&LINE.as_bytes()[..LINE.len() - 1]).is_none());
         assert!(head(LINE.replace("17", "0").as_bytes()).is_none());
-        assert!(head(LINE.replace("2026-01-31", "2026-13-31").as_bytes()).is_none());
+        for wrong in ["2026-13-31", "2026-00-31", "2026-01-32", "2026-01-00"] {
+            assert!(head(LINE.replace("2026-01-31", wrong).as_bytes()).is_none(), "{wrong}");
+        }
         assert!(head(LINE.replace("T12", "T24").as_bytes()).is_none());
         assert!(head(LINE.replace("hello", "h\\u00e9").as_bytes()).is_none());
         assert!(head(LINE.replace("-2.5", "-").as_bytes()).is_none());
@@ -195,6 +198,20 @@ mod tests {
 
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(4000))]
+
+        /// All numbers of a date and time, those that are none as well.
+        #[test]
+        fn no_time_that_the_long_way_refuses(
+            (month, day, hour) in (0..14u32, 0..33u32, 0..26u32),
+            (minute, second) in (prop::sample::select(vec![0, 59, 60]), prop::sample::select(vec![0, 59, 60, 61])),
+        ) {
+            let time = format!("2026-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}");
+            let text = LINE.replace("2026-01-31T12:00:00", &time);
+            let is_plain = head(text.as_bytes()).is_some();
+            let long = EventHead::decode_slowly(text.as_bytes());
+            // A leap second is read the long way.
+            prop_assert_eq!(is_plain, long.is_ok() && second < 60, "{}", text);
+        }
 
         /// Whatever is changed in a line: where this says yes, the long way says the same.
         #[test]

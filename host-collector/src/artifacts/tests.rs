@@ -119,6 +119,28 @@ fn a_tree_comes_as_it_was_sent() {
     }
 }
 
+/// Invariant 5: a guest may name a million files by paths of 4 KB, and the host's memory is not for that.
+#[test]
+fn digests_go_to_the_disk_as_they_come() {
+    let folder = TempDir::new().unwrap();
+    let mut tree = begin(&folder);
+    for number in 0..900 {
+        send(&mut tree, &format!("{}{number}", "x".repeat(100)), b"").unwrap();
+    }
+    let lists = || {
+        let names = fs::read_dir(folder.path()).unwrap().map(|entry| entry.unwrap().path());
+        names.filter(|path| path.is_file()).collect::<Vec<_>>()
+    };
+    let [list] = &lists()[..] else { panic!("{:?}", lists()) };
+    assert!(!list.ends_with("artifacts.sha256"), "it is not whole");
+    assert!(fs::metadata(list).unwrap().len() > 900 * 170 - 10_000);
+    tree.finish().unwrap();
+    assert_eq!(lists(), [folder.path().join("artifacts.sha256")]);
+    assert!(sha256sum(&folder));
+    drop(begin(&folder));
+    assert_eq!(lists().len(), 1, "what is given up leaves nothing");
+}
+
 #[test]
 fn strange_names_are_kept_and_sha256sum_reads_them() {
     let folder = TempDir::new().unwrap();

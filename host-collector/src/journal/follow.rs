@@ -1,4 +1,8 @@
 //! Following a journal as it grows: in this process as soon as a record is durable, from another one a little later.
+//!
+//! Whoever writes it in this process says how far it is durable. A follower in another one reads what may only be in the
+//! kernel's memory: it makes that durable itself, through a descriptor that it had before it looked how much is there, and
+//! gives out nothing of what it could not (Invariant 1). [`read_view`] asks for no such thing.
 
 use std::collections::VecDeque;
 use std::io;
@@ -38,6 +42,8 @@ pub struct Follower {
     /// Whether the last record that was given is one behind which nothing is expected.
     over: bool,
     durable: Option<watch::Receiver<Durable>>,
+    /// Whether what nobody says to be durable is made so before it is given.
+    syncs: bool,
     /// Since when nothing came.
     quiet_since: Option<Instant>,
 }
@@ -52,13 +58,15 @@ struct Position {
     line_number: u64,
     /// The number of the record in that line.
     n: u64,
+    /// How far the segment is durable, as far as this follower made sure.
+    synced: u64,
     /// Whether a later segment was there before the last look at this one: then nothing is added to it any more.
     is_left: bool,
 }
 
 impl Follower {
     /// From the journal's first record that is still there. `durable` comes from the [`Writer`](super::Writer) of this
-    /// process that writes it.
+    /// process that writes it; without it, what is there is made durable before it is given.
     pub fn new(folder: &Path, durable: Option<watch::Receiver<Durable>>) -> Self {
         Self {
             fs: DiskFs::new(folder),
@@ -70,8 +78,14 @@ impl Follower {
             failed: None,
             over: false,
             durable,
+            syncs: true,
             quiet_since: None,
         }
+    }
+
+    /// The same for what may be read as it stands: it was made durable before, or nothing is done on its word.
+    pub(crate) fn unsynced(folder: &Path) -> Self {
+        Self { syncs: false, ..Self::new(folder, None) }
     }
 
     /// The next record and its line as it stands in the journal; waits for it. `None` where everything was given out and
@@ -139,6 +153,11 @@ impl Follower {
     }
 
     #[cfg(test)]
+    pub(super) fn fs(&mut self) -> &mut DiskFs {
+        &mut self.fs
+    }
+
+    #[cfg(test)]
     pub(super) fn quiet_for(&self) -> Option<Duration> {
         self.quiet_since.map(|since| since.elapsed())
     }
@@ -150,8 +169,13 @@ impl Follower {
         let durable = self.durable.as_ref().map(|durable| *durable.borrow());
         let limit = match durable {
             Some(durable) if durable.segment == at.segment => durable.length,
+            None if self.syncs => match self.sync_up_to(at) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => at.offset,
+                synced => synced.map_err(JournalError::io(&self.fs.path(&name), "making the journal durable"))?,
+            },
             _ => u64::MAX,
         };
+        let Some(at) = self.at else { return Ok(false) };
         let known = self.unread.len();
         let want = usize::try_from(limit.saturating_sub(at.offset)).unwrap_or(usize::MAX).min(READ_BYTES);
         self.unread.resize(known + want, 0);
@@ -173,6 +197,16 @@ impl Follower {
             return Ok(true);
         }
         self.leave(durable)
+    }
+
+    /// Up to where the segment is durable; asks the disk where all of that was read.
+    fn sync_up_to(&mut self, at: Position) -> io::Result<u64> {
+        if at.offset < at.synced {
+            return Ok(at.synced);
+        }
+        let synced = self.fs.sync_for_reader(&segment_name(at.segment), at.offset)?;
+        self.at = Some(Position { synced, ..at });
+        Ok(synced)
     }
 
     /// Nothing more is in this segment now: whether it goes on in a later one.
@@ -215,14 +249,48 @@ impl Follower {
                 self.base = Some(snapshot);
                 self.next_n = header.next_n;
             }
-            self.unread = Vec::new();
-            self.at = Some(Position { segment: number, offset, line_number: 2, n: header.next_n, is_left: false });
+            self.enter(number, offset, header.next_n)?;
             return Ok(true);
         }
         match gap {
             Some(number) => Err(JournalError::Damaged { path: self.fs.path(&segment_name(number)) }),
             None => Ok(false),
         }
+    }
+
+    /// Goes on in a segment whose records begin at `offset`, with the name and the header that a follower of another process
+    /// makes durable as well.
+    fn enter(&mut self, segment: u64, offset: u64, n: u64) -> Result<(), JournalError> {
+        let mut synced = 0;
+        if self.syncs && self.durable.is_none() {
+            let name = segment_name(segment);
+            let made = self.fs.sync_for_reader(&name, 0).and_then(|length| {
+                self.fs.sync_folder(&name)?;
+                Ok(length)
+            });
+            synced = match made {
+                // It was removed meanwhile; the read behind this one finds what is left.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => 0,
+                made => made.map_err(JournalError::io(&self.fs.path(&name), "making the journal durable"))?,
+            };
+        }
+        self.unread = Vec::new();
+        self.at = Some(Position { segment, offset, line_number: 2, n, synced, is_left: false });
+        Ok(())
+    }
+
+    /// Begins in the newest segment that says all that was before it, where there is one.
+    fn enter_newest(&mut self) -> Result<(), JournalError> {
+        let names = self.fs.list().map_err(JournalError::io(&self.fs.path(""), "reading the folder"))?;
+        for number in segment_numbers(&names).into_iter().rev() {
+            let Head::Whole(header, offset) = read_head(&self.fs, number)? else { continue };
+            if let Some(snapshot) = header.snapshot {
+                self.base = Some(snapshot);
+                self.next_n = header.next_n;
+                return self.enter(number, offset, header.next_n);
+            }
+        }
+        Ok(())
     }
 
     /// Whole lines become records. What is not intact yet is being written, or will be cut: it is read again from its
@@ -255,6 +323,8 @@ impl Follower {
         let left = &self.unread[start..];
         if !goes_on || left.len() > MAX_RECORD_BYTES || left.starts_with(b"\0") {
             at.offset -= left.len() as u64;
+            // What comes in its place is durable by itself only.
+            at.synced = at.offset;
             self.unread.clear();
             goes_on = false;
         } else {
@@ -270,12 +340,16 @@ fn is_final(record: &Record) -> bool {
     matches!(record.body, Body::Host(HostRecord::Finished { restart_in_ms: None, .. } | HostRecord::TakenOver { .. }))
 }
 
-/// What a journal says now, read without touching it: it may be another process that writes it.
+/// What a journal says now, read without touching it: it may be another process that writes it. The newest snapshot says all
+/// that was before it.
+///
+/// It may say what is not durable yet, and what a crash takes back: nothing that cannot be undone is done on its word alone.
 ///
 /// # Errors
 /// Where it cannot be read, is of another version, or was edited.
 pub fn read_view(folder: &Path) -> Result<View, JournalError> {
-    let mut follower = Follower::new(folder, None);
+    let mut follower = Follower::unsynced(folder);
+    follower.enter_newest()?;
     let mut view = View::default();
     loop {
         let next = follower.try_next()?;

@@ -12,7 +12,7 @@ use super::view::View;
 use crate::clock::{Now, timestamp};
 
 /// The version of the format that this build reads and writes.
-pub const VERSION: u32 = 2;
+pub const VERSION: u32 = 3;
 
 /// One record of a journal.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -242,6 +242,9 @@ const CRC_BYTES: usize = CRC_KEY.len() + 8 + 2;
 
 /// A line of the journal is at most this long: the largest guest line, escaped nowhere, and room for what stands around it.
 pub(super) const MAX_RECORD_BYTES: usize = 2 * 1024 * 1024;
+
+/// A snapshot is at most this long: the rest of its line is for what stands around it.
+pub(super) const MAX_SNAPSHOT_BYTES: usize = MAX_RECORD_BYTES - 4 * 1024;
 
 /// Where and when a record is written.
 #[derive(Clone, Copy, Debug)]

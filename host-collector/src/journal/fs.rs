@@ -10,7 +10,7 @@ use rustix::io::Errno;
 
 /// One runtime's folder. Names are relative to it: `journal.jsonl`, `3/logs/guest.log`.
 ///
-/// Nothing is durable before its `sync` and, where it is new, `sync_folder`, or a `sync_all` behind it.
+/// Nothing is durable before its `sync` and, where it is new, `sync_folder`.
 pub trait Fs {
     /// The names of the files directly in the folder; none where there is no folder.
     fn list(&self) -> io::Result<Vec<String>>;
@@ -28,8 +28,6 @@ pub trait Fs {
     fn sync(&mut self, name: &str) -> io::Result<()>;
     /// Makes the names in the folder that holds `name` durable.
     fn sync_folder(&mut self, name: &str) -> io::Result<()>;
-    /// Makes everything of this file system durable, of all runtimes.
-    fn sync_all(&mut self) -> io::Result<()>;
     /// Removes a file.
     fn remove(&mut self, name: &str) -> io::Result<()>;
     /// How messages call a file.
@@ -44,6 +42,9 @@ pub trait Fs {
 pub struct DiskFs {
     folder: PathBuf,
     appended: Option<(String, File)>,
+    /// Syncs of readers that were asked for, and whether they fail.
+    #[cfg(test)]
+    pub(super) reader_syncs: (usize, bool),
 }
 
 /// No name is followed through a link.
@@ -52,7 +53,12 @@ const NO_LINKS: i32 = OFlags::NOFOLLOW.bits().cast_signed();
 impl DiskFs {
     /// A runtime's folder, which need not be there yet.
     pub fn new(folder: &Path) -> Self {
-        Self { folder: folder.to_owned(), appended: None }
+        Self {
+            folder: folder.to_owned(),
+            appended: None,
+            #[cfg(test)]
+            reader_syncs: (0, false),
+        }
     }
 
     /// Which file system it is on: those of one number are synced together.
@@ -66,6 +72,26 @@ impl DiskFs {
     /// The folder itself.
     pub(super) fn folder(&self) -> io::Result<File> {
         File::open(&self.folder)
+    }
+
+    /// Makes a file durable that another process writes, and gives up to where it is: the kernel tells of what it could not write
+    /// from the time on at which the file was opened, and a writer that learns of it cuts what it wrote. Nothing is done
+    /// where the file ends with `known`.
+    pub(super) fn sync_for_reader(&mut self, name: &str, known: u64) -> io::Result<u64> {
+        let file = OpenOptions::new().read(true).custom_flags(NO_LINKS).open(self.folder.join(name))?;
+        let length = file.metadata()?.len();
+        if length <= known {
+            return Ok(length);
+        }
+        #[cfg(test)]
+        {
+            self.reader_syncs.0 += 1;
+            if self.reader_syncs.1 {
+                return Err(io::ErrorKind::Other.into());
+            }
+        }
+        file.sync_data()?;
+        Ok(file.metadata()?.len().min(length))
     }
 
     /// Lets go of what was appended and is not synced by itself.
@@ -148,10 +174,6 @@ impl Fs for DiskFs {
     fn sync_folder(&mut self, name: &str) -> io::Result<()> {
         let path = self.folder.join(name);
         File::open(path.parent().unwrap_or(&self.folder))?.sync_all()
-    }
-
-    fn sync_all(&mut self) -> io::Result<()> {
-        Ok(rustix::fs::syncfs(self.folder()?)?)
     }
 
     fn remove(&mut self, name: &str) -> io::Result<()> {

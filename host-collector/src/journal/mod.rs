@@ -12,7 +12,7 @@
 //! CRC-32 of all bytes of the line before `,"crc":`.
 //!
 //! ```text
-//! {"journal":{"version":2,"runtime_id":"job-7","segment":1,"next_n":0},"crc":"9f1c0c52"}
+//! {"journal":{"version":3,"runtime_id":"job-7","segment":1,"next_n":0},"crc":"9f1c0c52"}
 //! {"n":0,"at":"…","mono":81000123,"inc":0,"host":{"what":"host_boot","boot_id":"…"},"crc":"…"}
 //! {"n":1,"at":"…","mono":81000123,"inc":1,"host":{"what":"requested","spec_hash":"v1:…","restarts":0},"crc":"…"}
 //! {"n":5,"at":"…","mono":93000456,"inc":1,"guest":{"schema_version":1,"seq":1,…},"crc":"…"}
@@ -75,6 +75,7 @@ pub use error::JournalError;
 pub use follow::{Follower, read_view};
 pub use format::{Body, GuestLine, Header, HostRecord, LogMark, Record, VERSION};
 pub use fs::{DiskFs, Fs};
+pub(crate) use records::clip;
 pub use records::{Commit, LogBytes, NewSegment, Records};
 pub use store::{Durable, RESERVE, Store};
 pub use view::{Ended, Finished, Kept, Moment, StartSent, TakenOver, View};

@@ -7,13 +7,19 @@ use pika_cloud_common::digest::Digest;
 use pika_cloud_common::limits::BAD_LINE_SAMPLE_BYTES;
 use serde_json::value::RawValue;
 
-use super::format::{self, Clocks, HostRecord, MAX_RECORD_BYTES, Record, Stamp};
+use super::format::{self, Clocks, HostRecord, MAX_RECORD_BYTES, MAX_SNAPSHOT_BYTES, Record, Stamp};
 use super::view::View;
 use crate::clock::Now;
 
 /// Bytes of a segment, as far as the spec's `limits.event_bytes` does not say less or more.
 const MIN_SEGMENT_BYTES: u64 = 64 * 1024;
 const MAX_SEGMENT_BYTES: u64 = 16 * 1024 * 1024;
+
+/// What a record quotes of a guest, a session or Incus, in bytes of JSON. Longer texts are cut.
+pub(super) const MAX_TEXT_BYTES: usize = 2 * 1024;
+
+/// The same for the end of a console: 4096 characters of any script.
+pub(super) const MAX_CONSOLE_BYTES: usize = 16 * 1024;
 
 /// What has to become durable together.
 #[derive(Debug, Default)]
@@ -62,7 +68,7 @@ pub struct Records {
     /// Where the next bytes of each log file of this incarnation belong.
     log_ends: BTreeMap<String, u64>,
     segment: Option<NewSegment>,
-    /// Bytes of the present segment.
+    /// Bytes of the present segment behind its header: a large view alone is no reason for another one.
     filled: u64,
     /// How large it becomes.
     pub(super) segment_bytes: u64,
@@ -125,9 +131,9 @@ impl Records {
         }
     }
 
-    /// Adds what the host did or saw.
-    #[expect(clippy::needless_pass_by_value, reason = "a caller has no use for what it recorded")]
-    pub fn host(&mut self, record: HostRecord, now: Now) {
+    /// Adds what the host did or saw. Words of guests, sessions and Incus are quoted up to [`MAX_TEXT_BYTES`].
+    pub fn host(&mut self, mut record: HostRecord, now: Now) {
+        clip_texts(&mut record);
         self.append(self.view.incarnation, &record, now);
     }
 
@@ -227,13 +233,63 @@ impl Records {
             return;
         }
         self.filled = 0;
-        // A view that no reader would take stays in the segments that said it, until another try.
-        let Ok(snapshot) = serde_json::value::to_raw_value(&self.view) else { return };
-        let fits = snapshot.get().len() < MAX_RECORD_BYTES / 2;
-        if let Some(view) = serde_json::from_str(snapshot.get()).ok().filter(|_| fits) {
+        if let Some((snapshot, view)) = snapshot(&self.view) {
             self.view = view;
-            self.filled = snapshot.get().len() as u64;
             self.segment = Some(NewSegment { snapshot, keep_bytes: self.event_bytes });
+        }
+    }
+}
+
+/// A view for a segment's first line, and as that reads. Invariant 5: a segment begins whatever the guest said, or the one
+/// before it would grow without a bound. All that a view may hold fits; where it holds more, such as what an earlier release
+/// took, it goes on without the guest's documents, which the segments before have.
+fn snapshot(view: &View) -> Option<(Box<RawValue>, View)> {
+    let read_back = |view: &View| {
+        let snapshot = serde_json::value::to_raw_value(view).ok()?;
+        let fits = snapshot.get().len() <= MAX_SNAPSHOT_BYTES;
+        let view = serde_json::from_str(snapshot.get()).ok().filter(|_| fits)?;
+        Some((snapshot, view))
+    };
+    read_back(view).or_else(|| read_back(&view.without_documents()))
+}
+
+/// Invariant 5: whatever a record quotes is bounded where it is written, and with that what a verdict takes on a full disk.
+fn clip_texts(record: &mut HostRecord) {
+    match record {
+        HostRecord::State { message, .. } | HostRecord::StartRefused { message } => clip(message),
+        HostRecord::BadLine { reason, sample } => [reason, sample].into_iter().for_each(clip),
+        HostRecord::Ended { message, error, instance_status, .. } => {
+            [Some(message), error.as_mut(), instance_status.as_mut()].into_iter().flatten().for_each(clip);
+        }
+        HostRecord::Console { tail } => clip_to(tail, MAX_CONSOLE_BYTES),
+        HostRecord::Collected { collection } => collection.error.as_mut().into_iter().for_each(clip),
+        _ => {}
+    }
+}
+
+/// Cuts a text where it is longer than [`MAX_TEXT_BYTES`].
+pub(crate) fn clip(text: &mut String) {
+    clip_to(text, MAX_TEXT_BYTES);
+}
+
+/// Cuts a text that takes more bytes in JSON, escapes and all, and says so.
+fn clip_to(text: &mut String, max_bytes: usize) {
+    const CUT: &str = "…";
+    let mut taken = 0;
+    let mut fits = 0;
+    for (at, c) in text.char_indices() {
+        taken += match c {
+            '"' | '\\' | '\n' | '\r' | '\t' | '\u{8}' | '\u{c}' => 2,
+            '\0'..='\u{1f}' => 6,
+            c => c.len_utf8(),
+        };
+        if taken + CUT.len() <= max_bytes {
+            fits = at + c.len_utf8();
+        }
+        if taken > max_bytes {
+            text.truncate(fits);
+            text.push_str(CUT);
+            return;
         }
     }
 }

@@ -147,16 +147,16 @@ pub(super) fn recover<F: Fs>(fs: &mut F, runtime_id: &str) -> Result<Recovered, 
     for number in torn {
         set_aside(fs, number, 0)?;
     }
-    let newest = chain[kept - 1].number;
+    let Link { number: newest, start: header, .. } = chain[kept - 1];
     set_aside(fs, newest, end)?;
     let mut segments = Vec::new();
     for number in numbers.into_iter().filter(|number| *number < base) {
-        segments.push(Segment { number, length: length(fs, number)? });
+        segments.push(Segment { number, header: 0, length: length(fs, number)? });
     }
     for link in &chain[..kept - 1] {
-        segments.push(Segment { number: link.number, length: length(fs, link.number)? });
+        segments.push(Segment { number: link.number, header: link.start, length: length(fs, link.number)? });
     }
-    segments.push(Segment { number: newest, length: end });
+    segments.push(Segment { number: newest, header, length: end });
     Ok(Recovered { view, segments })
 }
 

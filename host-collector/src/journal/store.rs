@@ -15,17 +15,44 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::sync::Arc;
 
+use pika_cloud_common::limits::MAX_EVENT_BYTES;
 use serde_json::value::RawValue;
 
 use super::error::JournalError;
 use super::format;
 use super::fs::{Fs, segment_name};
-use super::records::{Commit, log_path};
+use super::records::{Commit, MAX_CONSOLE_BYTES, MAX_TEXT_BYTES, log_path};
 use super::recover::{Recovered, recover};
 use super::view::View;
 
-/// Room that is kept beyond a journal's end, so that a full disk loses no verdict.
-pub const RESERVE: u64 = 16 * 1024;
+/// Room that is kept beyond a journal's end, so that a full disk loses no verdict: the longest guest's last word, or the end of
+/// a console in its place, and the longest records from the end of an incarnation to the end of everything.
+///
+/// | record | quotes |
+/// |---|---|
+/// | the terminal event | itself; the console is quoted only where there is none |
+/// | `status`, `result` | themselves, as far as they are short: a guest whose last documents are long may have no verdict before there is room |
+/// | `ended` | a message, an error and Incus's word |
+/// | `collected` | an error |
+/// | `verdict` | the five of the above and the last event, file systems, and the console |
+/// | `kept`, `state`, `finished`, `taken_over` | nothing; with what stands around all of these, [`FRAMES`] |
+pub const RESERVE: u64 = (EVENT_OR_CONSOLE + DOCUMENTS + 10 * MAX_TEXT_BYTES + MAX_FULL_BYTES + FRAMES) as u64;
+
+/// The longest event, or the longest console twice: in its record and in the verdict.
+const EVENT_OR_CONSOLE: usize =
+    if MAX_EVENT_BYTES > 2 * MAX_CONSOLE_BYTES { MAX_EVENT_BYTES } else { 2 * MAX_CONSOLE_BYTES };
+
+/// A guest's last documents, both together.
+const DOCUMENTS: usize = 16 * 1024;
+
+/// A verdict names eight file systems of 256 bytes, which are twice that where all is escaped.
+const MAX_FULL_BYTES: usize = 4 * 1024;
+
+/// What stands around the quotes of some records: names, numbers, and ids of a spec.
+const FRAMES: usize = 8 * 1024;
+
+/// Room that is taken beyond it, so that not every commit has to ask.
+pub(super) const SPARE_ROOM: u64 = 32 * 1024;
 
 /// How far a journal is durable.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
@@ -72,6 +99,8 @@ enum Progress {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Segment {
     pub(super) number: u64,
+    /// Bytes of its header; 0 where nobody asks any more.
+    pub(super) header: u64,
     pub(super) length: u64,
 }
 
@@ -104,9 +133,9 @@ impl<F: Fs> Store<F> {
         self.newest().map_or(Durable::default(), |newest| Durable { segment: newest.number, length: newest.length })
     }
 
-    /// Bytes of the newest segment.
+    /// Bytes of records in the newest segment.
     pub fn filled(&self) -> u64 {
-        self.durable().length
+        self.newest().map_or(0, |newest| newest.length - newest.header)
     }
 
     /// Whether what was recovered is not known to be durable yet.
@@ -163,21 +192,21 @@ impl<F: Fs> Store<F> {
     /// # Errors
     /// [`JournalError::Degraded`], from the first failure that no new segment mends on; nothing of the commit counts then.
     pub fn commit(&mut self, commit: &Commit) -> Result<Durable, JournalError> {
-        if self.prepare(commit)? {
+        if self.prepare(commit)? > 0 {
             self.barrier(commit)?;
         }
-        if self.write(commit)? {
+        if self.write(commit)? > 0 {
             self.sync(commit)?;
         }
         Ok(self.finish(commit))
     }
 
     /// Writes what has to be durable before the records are written: log bytes that they speak of, and the header of the
-    /// segment that they begin. Gives whether there was any.
+    /// segment that they begin. Gives in how many files.
     ///
     /// # Errors
     /// As [`Store::commit`].
-    pub(super) fn prepare(&mut self, commit: &Commit) -> Result<bool, JournalError> {
+    pub(super) fn prepare(&mut self, commit: &Commit) -> Result<usize, JournalError> {
         self.check()?;
         for log in &commit.logs {
             let done = self.place_log(&log.name, log.offset).and_then(|_| self.fs.append(&log.name, &log.bytes));
@@ -187,7 +216,7 @@ impl<F: Fs> Store<F> {
         if begins && !commit.records.is_empty() {
             self.begin_segment(commit)?;
         }
-        Ok(self.progress == Progress::Began || !commit.logs.is_empty())
+        Ok(usize::from(self.progress == Progress::Began) + commit.logs.len())
     }
 
     /// Makes what was prepared durable.
@@ -207,17 +236,17 @@ impl<F: Fs> Store<F> {
         Ok(())
     }
 
-    /// Writes the records. Gives whether they are still to be synced.
+    /// Writes the records. Gives how many files are still to be synced for that.
     ///
     /// # Errors
     /// As [`Store::commit`].
-    pub(super) fn write(&mut self, commit: &Commit) -> Result<bool, JournalError> {
+    pub(super) fn write(&mut self, commit: &Commit) -> Result<usize, JournalError> {
         self.check()?;
         if self.progress == Progress::Renewed {
-            return Ok(false);
+            return Ok(0);
         }
         if commit.records.is_empty() {
-            return Ok(self.needs_sync);
+            return Ok(usize::from(self.needs_sync));
         }
         let Durable { segment, length } = self.durable();
         let name = segment_name(segment);
@@ -229,9 +258,9 @@ impl<F: Fs> Store<F> {
         }
         if let Err(error) = written.and_then(|()| self.fs.append(&name, &commit.records)) {
             self.renew(commit, &error)?;
-            return Ok(false);
+            return Ok(0);
         }
-        Ok(true)
+        Ok(1)
     }
 
     /// Makes the records durable.
@@ -306,7 +335,8 @@ impl<F: Fs> Store<F> {
         let (number, header) = self.header(commit);
         match self.fs.append(&segment_name(number), &header) {
             Ok(()) => {
-                self.segments.push(Segment { number, length: header.len() as u64 });
+                let length = header.len() as u64;
+                self.segments.push(Segment { number, header: length, length });
                 self.reserved = 0;
                 self.progress = Progress::Began;
                 Ok(())
@@ -337,9 +367,10 @@ impl<F: Fs> Store<F> {
         if end + RESERVE <= self.reserved {
             return Ok(());
         }
-        // Twice as much, so that not every commit has to ask; where that is not there, what is needed.
-        let taken =
-            [end + 2 * RESERVE, end + RESERVE].into_iter().map(|up_to| self.fs.reserve(name, up_to).map(|()| up_to));
+        // More, so that not every commit has to ask; where that is not there, what is needed.
+        let taken = [end + RESERVE + SPARE_ROOM, end + RESERVE]
+            .into_iter()
+            .map(|up_to| self.fs.reserve(name, up_to).map(|()| up_to));
         let mut full = None;
         for taken in taken {
             match taken {
@@ -386,7 +417,7 @@ impl<F: Fs> Store<F> {
         self.drop_begun();
         self.cut_back();
         let (number, mut bytes) = self.header(commit);
-        let name = segment_name(number);
+        let (name, header) = (segment_name(number), bytes.len() as u64);
         bytes.extend_from_slice(&commit.records);
         let length = bytes.len() as u64;
         self.reserved = 0;
@@ -397,7 +428,7 @@ impl<F: Fs> Store<F> {
             let _ = self.fs.remove(&name);
             return Err(self.degrade(error));
         }
-        self.segments.push(Segment { number, length });
+        self.segments.push(Segment { number, header, length });
         self.progress = Progress::Renewed;
         Ok(())
     }

@@ -61,6 +61,29 @@ mod micros {
     }
 }
 
+/// A document of the guest as a string that holds its JSON: as a value, one that is nested as deep as a reader takes would be
+/// a level too deep in what stands around it.
+mod as_text {
+    use serde::de::{DeserializeOwned, Error as _};
+    use serde::{Deserialize, Deserializer, Serialize, Serializer, ser::Error as _};
+
+    #[expect(clippy::ref_option, reason = "the form that serde asks for")]
+    pub(super) fn serialize<T: Serialize, S: Serializer>(
+        document: &Option<T>,
+        serializer: S,
+    ) -> Result<S::Ok, S::Error> {
+        let text = document.as_ref().map(serde_json::to_string).transpose().map_err(S::Error::custom)?;
+        text.serialize(serializer)
+    }
+
+    pub(super) fn deserialize<'de, T: DeserializeOwned, D: Deserializer<'de>>(
+        deserializer: D,
+    ) -> Result<Option<T>, D::Error> {
+        let text = Option::<String>::deserialize(deserializer)?;
+        text.map(|text| serde_json::from_str(&text)).transpose().map_err(D::Error::custom)
+    }
+}
+
 /// The end of an incarnation, decided and not yet concluded.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Ended {
@@ -159,7 +182,8 @@ pub struct View {
     pub start_sent: Option<StartSent>,
     /// When the guest said that it had.
     pub accepted_at: Option<Moment>,
-    /// The terminal event of the guest.
+    /// The terminal event of the guest. A snapshot holds it as text, in which nothing is nested deeper than in its line.
+    #[serde(with = "as_text")]
     pub terminal: Option<Event>,
     /// The guest's `status.json`, as last seen.
     pub status: Option<Status>,
@@ -277,6 +301,11 @@ impl View {
         since_an_earlier_boot(moment, now)
     }
 
+    /// The same without the guest's `status.json` and `result.json`.
+    pub(super) fn without_documents(&self) -> Self {
+        Self { status: None, result: None, ..self.clone() }
+    }
+
     /// The last event of the guest.
     pub fn last_event(&self) -> Option<LastEvent> {
         let event = Event::decode(self.last_line.as_bytes()).ok()?;
@@ -339,7 +368,12 @@ impl View {
                 if *state == State::Booted && self.booted_at.is_none() {
                     self.booted_at = Some(at);
                 }
-                self.state = Some(state.clone());
+                // A guest that is heard again is where it was; only its own words change that.
+                let back = self
+                    .guest_state
+                    .clone()
+                    .filter(|_| *state == State::Booted && self.state == Some(State::Unreachable));
+                self.state = Some(back.unwrap_or_else(|| state.clone()));
             }
             HostRecord::Stream { stream_id, boot_id, agent, after_seq, digest } => {
                 self.begin_stream(stream_id, *after_seq, *digest);

@@ -4,10 +4,12 @@ use std::os::unix::fs::{PermissionsExt as _, symlink};
 
 use pika_cloud_common::digest::Digest;
 use pika_cloud_common::verdict::Collection;
+use pika_cloud_common::wire::{ArchiveLimits, Entry};
 use pika_cloud_common::{Event, EventHead, RunResult, State, Status};
 use tempfile::TempDir;
 
 use super::*;
+use crate::artifacts::ArtifactTree;
 use crate::clock::Now;
 use crate::journal::{DiskFs, Records, Store};
 
@@ -133,6 +135,22 @@ fn evidence_from_a_hostile_guest_is_bounded() {
 }
 
 // What is derived from a journal.
+
+/// Its readers take no more, and blanks are no reason for more.
+#[test]
+fn a_document_is_pretty_as_long_as_its_readers_take_it() {
+    let nested = |width: usize| Value::from(vec![Value::from(vec![serde_json::json!([[[[[[[[7]]]]]]]]); 64]); width]);
+    let document = |width| pretty(serde_json::json!({ "details": nested(width) })).unwrap();
+    assert!(document(1).contains("\n  \"details\""));
+    let compact = document(170);
+    assert!(compact.ends_with("}\n") && compact.lines().count() == 1 && compact.len() <= MAX_DOCUMENT_BYTES);
+    assert!(serde_json::to_string_pretty(&nested(170)).unwrap().len() > 4 * MAX_DOCUMENT_BYTES);
+    // Blanks and brackets take six bytes of it, and the newline one.
+    for (length, lines) in [(MAX_DOCUMENT_BYTES - 9, 3), (MAX_DOCUMENT_BYTES - 8, 1)] {
+        let text = pretty(["x".repeat(length)]).unwrap();
+        assert!(text.lines().count() == lines && text.len() <= MAX_DOCUMENT_BYTES, "{length}");
+    }
+}
 
 #[test]
 fn outputs_are_derived_from_the_journal() {
@@ -439,6 +457,30 @@ fn an_interrupted_copy_is_replaced_by_the_next() {
     assert_eq!(read(&place.path("target/verdict.json")), "verdict 1");
 }
 
+/// A path may be as long as the kernel takes by itself: longer than that with a folder before it.
+#[test]
+fn the_longest_path_is_copied_and_removed() {
+    let place = Place::new();
+    let path = format!("{}{}", format!("{}/", "d".repeat(200)).repeat(20), "f".repeat(4095 - 20 * 201));
+    let limits = ArchiveLimits { max_files: 10, max_bytes: 1000 };
+    let mut artifacts = ArtifactTree::begin(&place.path("outputs"), limits).unwrap();
+    let digest = Some(Digest::of(b""));
+    artifacts.entry(&Entry { path, folder: false, mode: 0o644, size: 0, offset: 0, len: 0, digest }).unwrap();
+    artifacts.finish().unwrap();
+    let files = || {
+        let mut command = std::process::Command::new("find");
+        let found = command.arg(place.path("target/artifacts")).args(["-type", "f"]).output().unwrap();
+        String::from_utf8(found.stdout).unwrap().lines().count()
+    };
+    for _ in 0..2 {
+        place.copy().unwrap();
+        assert_eq!(files(), 1);
+    }
+    fs::remove_dir_all(place.path("outputs/artifacts")).unwrap();
+    place.copy().unwrap();
+    assert!(fs::read_dir(place.path("target/artifacts")).unwrap().next().is_none());
+}
+
 #[test]
 fn a_target_may_be_a_link_and_need_not_exist() {
     let place = Place::new();
@@ -478,7 +520,7 @@ fn documents_outlive_the_segments_that_said_them() {
     journal.host(status("ready"));
     journal.host(result());
     journal.commit();
-    for _ in 0..40 {
+    for _ in 0..160 {
         journal.host(HostRecord::StartRefused { message: "x".repeat(8000) });
         journal.commit();
     }

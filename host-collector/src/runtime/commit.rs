@@ -139,7 +139,9 @@ impl Core {
         }
         while self.in_commit.is_none() {
             self.gather();
-            let last = self.next_commit.last;
+            // What the guest says last leads to a verdict, and so does all that comes after it: a full disk loses none.
+            let view = self.records.view();
+            let last = self.next_commit.last || view.terminal.is_some() || view.ended.is_some();
             let commit = if self.records.has_records() { self.records.take_commit(last) } else { None };
             if commit.is_none() && self.next_commit.is_empty() {
                 return;

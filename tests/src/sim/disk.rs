@@ -284,33 +284,6 @@ impl Disk {
         Ok(())
     }
 
-    fn sync_all(&mut self) -> io::Result<()> {
-        self.live()?;
-        if self.failing_syncs > 0 {
-            self.failing_syncs -= 1;
-            self.told = true;
-            let Self { files, random, .. } = self;
-            for file in files.values_mut() {
-                for dirt in std::mem::take(&mut file.dirty) {
-                    if random.chance(500) {
-                        settle(&mut file.durable, &dirt, None);
-                    }
-                }
-            }
-            return Err(eio());
-        }
-        for file in self.files.values_mut() {
-            file.linked = true;
-            for dirt in std::mem::take(&mut file.dirty) {
-                settle(&mut file.durable, &dirt, None);
-            }
-        }
-        self.folders.values_mut().for_each(|linked| *linked = true);
-        self.ghosts.clear();
-        self.syncs += 1;
-        Ok(())
-    }
-
     fn remove(&mut self, path: &str) -> io::Result<()> {
         self.live()?;
         let file = self.files.remove(path).ok_or(io::ErrorKind::NotFound)?;
@@ -447,10 +420,6 @@ impl Fs for Folder {
 
     fn sync_folder(&mut self, name: &str) -> io::Result<()> {
         self.disk.borrow_mut().sync_folder(&self.path_of(name))
-    }
-
-    fn sync_all(&mut self) -> io::Result<()> {
-        self.disk.borrow_mut().sync_all()
     }
 
     fn remove(&mut self, name: &str) -> io::Result<()> {

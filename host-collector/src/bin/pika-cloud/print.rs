@@ -23,21 +23,38 @@ pub(crate) fn error(text: &str) {
     let _ = writeln!(std::io::stderr(), "pika-cloud: {on}error{off}: {}", lines(text));
 }
 
-/// A phase that was entered: with elapsed time and colour on a terminal, a plain line elsewhere.
+/// A phase that the host saw or decided: with elapsed time and colour on a terminal, a plain line elsewhere.
 pub(crate) fn phase(elapsed: Duration, name: &str, message: &str) {
+    let _ = writeln!(std::io::stderr(), "{}", phase_line(is_fancy().then_some(elapsed), Who::Host, name, message));
+}
+
+/// The same in a guest's own words, which it chooses as it likes: told apart by how the line begins.
+pub(crate) fn guest_phase(elapsed: Duration, name: &str, message: &str) {
+    let _ = writeln!(std::io::stderr(), "{}", phase_line(is_fancy().then_some(elapsed), Who::Guest, name, message));
+}
+
+/// Whose words a line has.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Who {
+    Host,
+    Guest,
+}
+
+fn phase_line(elapsed: Option<Duration>, who: Who, name: &str, message: &str) -> String {
     let (name, message) = (plain(name), plain(message));
-    let _ = if is_fancy() {
-        let colour = match name.as_str() {
-            "completed" => "32",
-            "failed" | "timed_out" | "guest_died" | "unreachable" | "provision_failed" | "cancelled" => "31",
-            _ => "36",
-        };
-        let secs = elapsed.as_secs_f64();
-        writeln!(std::io::stderr(), "\x1b[2m{secs:7.1}s\x1b[0m \x1b[1;{colour}m{name:<12}\x1b[0m {message}")
-    } else {
+    let Some(elapsed) = elapsed else {
         let colon = if message.is_empty() { "" } else { ": " };
-        writeln!(std::io::stderr(), "pika-cloud: {name}{colon}{message}")
+        let mark = if who == Who::Guest { "guest: " } else { "" };
+        return format!("pika-cloud: {mark}{name}{colon}{message}");
     };
+    let colour = match name.as_str() {
+        "completed" => "32",
+        "failed" | "timed_out" | "guest_died" | "unreachable" | "provision_failed" | "cancelled" => "31",
+        _ => "36",
+    };
+    let secs = elapsed.as_secs_f64();
+    let mark = if who == Who::Guest { "guest" } else { "" };
+    format!("\x1b[2m{secs:7.1}s {mark:<5}\x1b[0m \x1b[1;{colour}m{name:<12}\x1b[0m {message}")
 }
 
 /// Bytes of the workload's log: as they are into a file or pipe, harmless on a terminal.
@@ -57,9 +74,10 @@ pub(crate) fn line(text: &str) {
     let _ = if out.is_terminal() { writeln!(out, "{}", plain(text)) } else { writeln!(out, "{text}") };
 }
 
-/// Whether a character moves the cursor, or changes the order in which others are seen.
+/// Whether a character moves the cursor, changes the order in which others are seen, or is not seen itself.
 fn deceives(c: char) -> bool {
-    c.is_control() || matches!(c, '\u{200b}'..='\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+    c.is_control()
+        || matches!(c, '\u{61c}' | '\u{200b}'..='\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
 }
 
 /// Text without control characters.
@@ -80,7 +98,26 @@ mod tests {
     #[test]
     fn nothing_of_a_guest_moves_the_cursor() {
         assert_eq!(plain("a\x1b[2Jb\nc\u{9b}d"), "a\u{fffd}[2Jb\u{fffd}c\u{fffd}d");
-        assert_eq!(plain("a\u{202e}b"), "a\u{fffd}b");
+        for hidden in ['\u{202e}', '\u{2067}', '\u{200f}', '\u{61c}'] {
+            assert_eq!(plain(&format!("a{hidden}b")), "a\u{fffd}b");
+        }
         assert_eq!(lines("a\r\n\tb\x07"), "a\n\tb\u{fffd}");
+    }
+    /// Whatever a guest says, and however it calls that.
+    #[test]
+    fn no_guest_speaks_as_the_host() {
+        for elapsed in [None, Some(Duration::from_secs(1))] {
+            let line = |who, name, message| phase_line(elapsed, who, name, message);
+            let begins = line(Who::Guest, "", "").split_inclusive("guest").next().unwrap().to_owned();
+            for name in ["completed", "verdict", "\npika-cloud: completed", "\x1b[1Gpika-cloud"] {
+                for message in ["verdict: it completed", "", "b\rpika-cloud: c"] {
+                    let (said, own) = (line(Who::Guest, name, message), line(Who::Host, name, message));
+                    assert!(said.starts_with(&begins) && !own.starts_with(&begins), "{said:?}");
+                    assert!(said.lines().count() == 1 && !said.contains('\r'), "{said:?}");
+                }
+            }
+        }
+        assert_eq!(phase_line(None, Who::Guest, "ready", ""), "pika-cloud: guest: ready");
+        assert_eq!(phase_line(None, Who::Host, "booted", "it answered"), "pika-cloud: booted: it answered");
     }
 }

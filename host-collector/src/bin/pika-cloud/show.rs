@@ -90,12 +90,12 @@ impl Show {
         }
         let Ok(event) = Event::decode(line.as_bytes()) else { return };
         match event.progress() {
-            None => self.phase(event.kind.as_str(), &event.message),
+            None => print::guest_phase(self.since.elapsed(), event.kind.as_str(), &event.message),
             Some(progress) => {
                 let name = progress["name"].as_str().unwrap_or_default();
                 let percent = progress["fraction"].as_f64().map(|f| format!(" {:.0} %", f * 100.0));
                 let message = format!("{name}{} {}", percent.unwrap_or_default(), event.message);
-                self.phase("progress", message.trim());
+                print::guest_phase(self.since.elapsed(), "progress", message.trim());
             }
         }
     }

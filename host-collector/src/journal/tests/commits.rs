@@ -151,7 +151,7 @@ async fn full_disk_child() {
     }
     let durable = *writer.durable().borrow();
     assert!(durable.segment > 1, "{durable:?}");
-    records.host(HostRecord::State { state: State::Ready, message: "x".repeat(30_000) }, now(50));
+    records.host(verdict(&"x".repeat(30_000)), now(50));
     let failed = writer.commit(records.take_commit(false).unwrap()).await.unwrap_err();
     assert!(matches!(failed, JournalError::Degraded { .. }), "{failed}");
     records.host(finished(), now(51));

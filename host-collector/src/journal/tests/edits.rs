@@ -61,16 +61,21 @@ fn an_event_that_looks_like_a_record_stays_an_event() {
 
 #[test]
 fn another_version_is_refused_by_both_names() {
-    let newer_form = b"{\"journal\":{\"version\":3,\"id\":\"job-7\"},\"sum\":\"blake3:77\"}\n".to_vec();
+    let newer = super::super::VERSION + 1;
+    let newer_form =
+        format!("{{\"journal\":{{\"version\":{newer},\"id\":\"job-7\"}},\"sum\":\"blake3:77\"}}\n").into_bytes();
     let older_form =
         sealed(r#"{"n":0,"at":"2026-01-31T12:00:00Z","inc":0,"journal":{"version":1,"runtime_id":"job-7"}"#);
-    for (version, bytes) in [(3, newer_form), (1, older_form)] {
+    for (version, bytes) in [(newer, newer_form), (1, older_form)] {
         let folder = tempfile::TempDir::new().unwrap();
         put(folder.path(), &bytes);
         let opened = Store::open(crate::journal::DiskFs::new(folder.path()), RUNTIME);
         for error in [opened.unwrap_err(), follow_all(folder.path()).unwrap_err()] {
             assert!(matches!(error, JournalError::Version { found, .. } if found == version), "{error}");
-            assert!(error.to_string().contains(&format!("version {version}, this build reads 2")), "{error}");
+            assert!(
+                error.to_string().contains(&format!("version {version}, this build reads {}", newer - 1)),
+                "{error}"
+            );
         }
         assert_eq!(bytes_of(folder.path()), bytes, "nothing is touched");
     }

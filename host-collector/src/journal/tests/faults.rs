@@ -2,6 +2,12 @@
 
 use std::io::ErrorKind;
 
+use pika_cloud_common::limits::MAX_EVENT_BYTES;
+use pika_cloud_common::verdict::Collection;
+use pika_cloud_common::{RuntimeSpec, State};
+
+use super::super::RESERVE;
+use super::super::store::SPARE_ROOM;
 use super::memory::Memory;
 use super::*;
 
@@ -45,7 +51,7 @@ fn what_failed_goes_to_a_new_segment() {
             journal.commit().unwrap();
         }
         disk.0.borrow_mut().calls.clear();
-        journal.records.host(verdict(&"x".repeat(20_000)), now(9));
+        journal.records.host(verdict(&"x".repeat(40_000)), now(9));
         disk.fail(fault, 1, ErrorKind::Other);
         assert_eq!(journal.commit().unwrap().segment, 2, "{fault}");
         assert!(calls(&disk, fault) <= 1, "{fault} is not repeated");
@@ -157,16 +163,78 @@ fn a_full_disk_leaves_room_for_a_verdict() {
     assert_eq!(&view, journal.view());
 }
 
+/// The longest that may lead to a verdict and come behind it, the guest's words and everybody else's, in every script and with
+/// everything escaped. Invariants 2 and 5.
+#[test]
+fn the_longest_verdict_finds_room_on_a_full_disk() {
+    let long = |text: &str| text.repeat(300_000 / text.len());
+    let full = format!("[{}]", vec![format!("\"{}\"", r#"\""#.repeat(256)); 8].join(","));
+    let head = format!(r#","details":{{"full":{full},"x":""#);
+    let filler = "x".repeat(MAX_EVENT_BYTES - event(1, "failed", &format!("{head}\"}}")).len());
+    let last_word = event(1, "failed", &format!("{head}{filler}\"}}"));
+    assert_eq!(last_word.len(), MAX_EVENT_BYTES);
+    for (text, speaks) in [("x", true), ("\u{1}", true), ("\"", false), ("\u{10348}", false)] {
+        let disk = Memory::default();
+        let mut journal = begun(&disk);
+        let room = disk.0.borrow().reserved[FILE_NAME];
+        disk.0.borrow_mut().room = Some(room);
+        while journal.commit().is_ok() {
+            journal.host(HostRecord::BadLine { reason: "x".repeat(1000), sample: String::new() });
+        }
+        let mut journal = Journal::open(disk.clone()).unwrap();
+        let write = |journal: &mut Journal<Memory>, record| {
+            journal.host(record);
+            journal.commit_as(true).unwrap();
+        };
+        if speaks {
+            journal.event(&last_word);
+            journal.commit_as(true).unwrap();
+        } else {
+            write(&mut journal, HostRecord::Console { tail: text.repeat(4096) });
+        }
+        let outcome = Outcome::Failed { exit_code: Some(3) };
+        let (message, error) = (long(text), Some(long(text)));
+        let ended = HostRecord::Ended { outcome, message, error: error.clone(), instance_status: error.clone() };
+        write(&mut journal, ended);
+        let collection = Collection { error, ..Collection::default() };
+        write(&mut journal, HostRecord::Collected { collection });
+        let verdict = Box::new(crate::outputs::verdict(&RuntimeSpec::default(), journal.view()));
+        assert_eq!(verdict.evidence.full.len(), if speaks { 8 } else { 0 });
+        for record in [HostRecord::Verdict { verdict }, HostRecord::Kept { for_secs: Some(1) }, finished()] {
+            write(&mut journal, record);
+        }
+        assert!(journal.store.filled() < RESERVE + SPARE_ROOM);
+        disk.crash();
+        assert_eq!(&Store::open(disk, RUNTIME).unwrap().1, journal.view(), "{text:?}");
+    }
+}
+
+/// Invariant 5: what is quoted is cut between two characters, and says so.
+#[test]
+fn words_that_are_quoted_are_cut() {
+    for text in ["x", "\u{1}", "é", "\u{10348}", "\n"] {
+        let mut journal = begun(&Memory::default());
+        let message = |length: usize| HostRecord::State { state: State::Booted, message: text.repeat(length) };
+        journal.host(message(2048 / (serde_json::to_string(text).unwrap().len() - 2)));
+        let end = journal.records.pending();
+        journal.host(message(1_000_000));
+        let line = journal.records.take_commit(false).unwrap().records;
+        let whole = String::from_utf8(line[..end].to_vec()).unwrap();
+        let cut = String::from_utf8(line[end..].to_vec()).unwrap();
+        assert!(!whole.contains('…') && cut.contains("…\"") && cut.len() <= whole.len() + 8, "{text:?}");
+    }
+}
+
 #[test]
 fn where_little_room_is_left_what_is_needed_is_taken() {
     let disk = Memory::default();
     let mut journal = begun(&disk);
-    let full = || HostRecord::BadLine { reason: "x".repeat(2 * 16 * 1024), sample: String::new() };
+    let full = || verdict(&"x".repeat(40_000));
     journal.host(full());
-    let end = journal.store.filled() + journal.records.pending() as u64;
-    disk.0.borrow_mut().room = Some(end + super::super::RESERVE);
+    let end = journal.store.durable().length + journal.records.pending() as u64;
+    disk.0.borrow_mut().room = Some(end + RESERVE);
     journal.commit().unwrap();
-    assert_eq!(disk.0.borrow().reserved[FILE_NAME], end + super::super::RESERVE);
+    assert_eq!(disk.0.borrow().reserved[FILE_NAME], end + RESERVE);
     journal.host(full());
     assert!(matches!(journal.commit(), Err(JournalError::Degraded { .. })));
 }
@@ -180,7 +248,8 @@ fn room_is_kept_while_a_runtime_lives_and_given_back_when_it_is_over() {
         journal.event(&event(seq, "starting", ""));
         let durable = journal.commit().unwrap();
         let room = disk.0.borrow().reserved[FILE_NAME];
-        assert!((durable.length + super::super::RESERVE..=durable.length + 2 * super::super::RESERVE).contains(&room));
+        let least = durable.length + RESERVE;
+        assert!((least..=least + SPARE_ROOM).contains(&room));
     }
     assert!(calls(&disk, "reserve") - reserves < 6, "not for every commit");
     journal.host(HostRecord::Finished { destroyed: true, restart_in_ms: Some(5) });

@@ -79,6 +79,62 @@ async fn a_follower_gives_nothing_that_is_not_durable() {
     assert_eq!(follower.next().await.unwrap(), None, "the writer is gone");
 }
 
+/// Invariant 1: in another process nobody says what is durable. It is made so, once for what is there, or not given.
+#[test]
+fn a_follower_of_another_process_makes_durable_what_it_gives() {
+    let folder = TempDir::new().unwrap();
+    let mut journal = Journal::open(DiskFs::new(folder.path())).unwrap();
+    small_life(&mut journal);
+    let mut follower = Follower::new(folder.path(), None);
+    while follower.try_next().unwrap().is_some() {}
+    for _ in 0..3 {
+        assert_eq!((follower.try_next().unwrap(), follower.fs().reader_syncs.0), (None, 1));
+    }
+    journal.host(finished());
+    journal.commit().unwrap();
+    assert!(follower.try_next().unwrap().is_some());
+    assert_eq!(follower.fs().reader_syncs.0, 2);
+    journal.records.segment_bytes = 1;
+    // A segment of its own is begun, whose header is made durable with it.
+    journal.host(finished());
+    assert_eq!(journal.commit().unwrap().segment, 2);
+    follower.fs().reader_syncs.1 = true;
+    for _ in 0..2 {
+        assert!(matches!(follower.try_next(), Err(JournalError::Io { .. })), "what may be lost is not given");
+    }
+    // As it stands.
+    let view = read_view(folder.path()).unwrap();
+    assert_eq!(&view, journal.view());
+    let mut follower = Follower::unsynced(folder.path());
+    while follower.try_next().unwrap().is_some() {}
+    assert_eq!(follower.fs().reader_syncs.0, 0);
+}
+
+/// A journal may have grown to a gigabyte, of which the last of its segments says all.
+#[test]
+fn a_view_is_read_from_the_newest_snapshot_on() {
+    let folder = TempDir::new().unwrap();
+    let mut journal = Journal::bounded(DiskFs::new(folder.path()), 1 << 40).unwrap();
+    small_life(&mut journal);
+    journal.records.segment_bytes = 1;
+    journal.begin();
+    journal.commit().unwrap();
+    assert!(folder.path().join("journal.2.jsonl").exists());
+    // Whoever would read the first one, would read that it was edited.
+    let mut bytes = bytes_of(folder.path());
+    bytes.extend_from_slice(&sealed(r#"{"n":8,"at":"2026-01-31T12:00:00Z","mono":5,"inc":1,"host":{"what":"later"}"#));
+    put(folder.path(), &bytes);
+    assert!(follow_all(folder.path()).is_err());
+    assert_eq!(&read_view(folder.path()).unwrap(), journal.view());
+    // A later one that goes on without a snapshot is read too.
+    let mut line = Vec::new();
+    let stamp = format::Stamp { n: journal.view().next_n, now: now(99), inc: 2 };
+    format::write_host(stamp, &finished(), &mut line);
+    let header = format::write_header(RUNTIME, 3, journal.view().next_n, None);
+    fs::write(folder.path().join("journal.3.jsonl"), [header, line].concat()).unwrap();
+    assert!(read_view(folder.path()).unwrap().finished.is_some());
+}
+
 #[tokio::test]
 async fn a_follower_gives_nothing_behind_what_is_durable() {
     let folder = TempDir::new().unwrap();

@@ -155,14 +155,6 @@ impl Fs for Memory {
         Ok(())
     }
 
-    fn sync_all(&mut self) -> io::Result<()> {
-        for name in self.names() {
-            self.sync(&name)?;
-            self.sync_folder(&name)?;
-        }
-        Ok(())
-    }
-
     fn remove(&mut self, name: &str) -> io::Result<()> {
         self.call(&format!("remove {name}"))?;
         self.0.borrow_mut().files.remove(name).map(|_| ()).ok_or_else(|| ErrorKind::NotFound.into())

@@ -216,7 +216,10 @@ fn old_segments_stay_as_long_as_they_may() {
 fn a_segment_that_is_full_is_left() {
     let disk = Memory::default();
     small_life(&mut Journal::open(disk.clone()).unwrap());
-    let filled = disk.get(FILE_NAME).len() as u64;
+    let filled = Store::open(disk.clone(), RUNTIME).unwrap().0.filled();
+    let bytes = disk.get(FILE_NAME);
+    let header = bytes.iter().position(|byte| *byte == b'\n').unwrap() + 1;
+    assert_eq!(filled + header as u64, bytes.len() as u64);
     for (segment_bytes, segment) in [(filled + 1, 1), (filled, 2)] {
         let files = disk.0.borrow().files.clone();
         let mut journal = Journal::open(disk.clone()).unwrap();
@@ -227,21 +230,63 @@ fn a_segment_that_is_full_is_left() {
     }
 }
 
-/// No reader would take it: what it says stays in the segment that said it.
+/// Invariant 5: a segment that could not be left would grow for good. What no release of ours takes from a guest any more goes
+/// with the segments that said it.
 #[test]
-fn a_view_that_is_too_large_begins_no_segment() {
+fn a_view_that_is_too_large_goes_on_without_the_guests_documents() {
     let disk = Memory::default();
     let mut journal = Journal::bounded(disk.clone(), 1 << 40).unwrap();
     journal.begin();
-    for document in [status(("x".repeat(400_000), 1.0)), result(&"x".repeat(800_000), 1), verdict(&"x".repeat(800_000))]
-    {
+    let large = "x".repeat(800_000);
+    for document in [status((large.clone(), 1.0)), result(&large, 1), verdict("it failed")] {
         journal.host(document);
     }
     journal.commit().unwrap();
     journal.records.segment_bytes = 1;
     journal.host(finished());
-    assert_eq!(journal.commit().unwrap().segment, 1);
-    assert_eq!(&Store::open(disk, RUNTIME).unwrap().1, journal.view());
+    assert_eq!(journal.commit().unwrap().segment, 2);
+    let view = Store::open(disk, RUNTIME).unwrap().1;
+    assert_eq!(&view, journal.view());
+    assert_eq!((view.status, view.result, view.verdict.unwrap().message.as_str()), (None, None, "it failed"));
+}
+
+/// A terminal event, nested as deep as a line may be, stands in a snapshot.
+#[test]
+fn no_event_of_a_guest_stops_the_rotation() {
+    let disk = Memory::default();
+    let mut journal = Journal::open(disk.clone()).unwrap();
+    journal.begin();
+    journal.host(stream("s-1", 0, Digest::EMPTY_STREAM));
+    let nested = |depth| format!(r#","details":{}{}"#, "[".repeat(depth), "]".repeat(depth));
+    let line = |depth| event(1, "failed", &nested(depth));
+    let depth = (1..200).rev().find(|depth| EventHead::decode(line(*depth).as_bytes()).is_ok()).unwrap();
+    journal.event(&line(depth));
+    journal.commit().unwrap();
+    journal.records.segment_bytes = 1;
+    journal.host(finished());
+    assert_eq!(journal.commit().unwrap().segment, 2, "{depth} deep");
+    let view = Store::open(disk, RUNTIME).unwrap().1;
+    assert_eq!(&view, journal.view());
+    assert!(view.terminal.unwrap().details.is_some());
+}
+
+/// Records fill a segment, its header does not: a large view would begin one with every commit.
+#[test]
+fn a_large_view_is_not_written_with_every_commit() {
+    let disk = Memory::default();
+    let mut journal = Journal::bounded(disk.clone(), 0).unwrap();
+    journal.begin();
+    journal.host(status(("x".repeat(200_000), 1.0)));
+    for _ in 0..3 {
+        for _ in 0..3 {
+            journal.host(HostRecord::InstanceStarting {});
+            assert!(journal.commit().unwrap().segment <= 2);
+        }
+        let Journal { store, .. } = journal;
+        assert!(store.filled() < 200_000 || store.durable().segment == 1);
+        journal = Journal::bounded(disk.clone(), 0).unwrap();
+    }
+    assert_eq!(disk.names(), ["journal.2.jsonl", FILE_NAME]);
 }
 
 /// What one commit may add.
@@ -354,6 +399,33 @@ fn a_state_is_what_the_guest_entered_last() {
     assert_eq!(says("starting", progress).0, (State::Requested, false));
     assert_eq!(says("failed", progress).0, (State::Failed, true));
     assert_eq!(says("ready", "").1, Some(State::Booted), "said again, it is no news");
+}
+
+/// Silence says nothing of the workload.
+#[test]
+fn a_guest_that_is_heard_again_is_where_it_was() {
+    let mut journal = Journal::open(Memory::default()).unwrap();
+    let enters = |state| HostRecord::State { state, message: String::new() };
+    for (says, is) in [(Some("ready"), State::Ready), (None, State::Booted)] {
+        journal.begin();
+        journal.host(enters(State::Booted));
+        journal.host(stream("s-1", 0, Digest::EMPTY_STREAM));
+        if let Some(kind) = says {
+            journal.event(&event(1, kind, ""));
+        }
+        journal.host(enters(State::Unreachable));
+        assert_eq!(journal.view().state, Some(State::Unreachable));
+        journal.host(enters(State::Booted));
+        assert_eq!(journal.view().state, Some(is));
+    }
+    // Another stream is of another run, which has said nothing.
+    journal.begin();
+    journal.host(stream("s-1", 0, Digest::EMPTY_STREAM));
+    journal.event(&event(1, "ready", ""));
+    journal.host(enters(State::Unreachable));
+    journal.host(stream("s-2", 0, Digest::EMPTY_STREAM));
+    journal.host(enters(State::Booted));
+    assert_eq!(journal.view().state, Some(State::Booted));
 }
 
 /// It is made or started once more: what was started before is gone.

@@ -28,7 +28,7 @@ fn what_incus_is_asked_for_stands_in_the_journal_first() {
 #[test]
 fn a_verdict_is_durable_before_anything_is_destroyed() {
     let mut shell = Shell::live(spec());
-    assert_eq!(shell.event(1, "completed"), ["commit completed"]);
+    assert_eq!(shell.event(1, "completed"), ["commit completed !"]);
     assert_eq!(shell.committed(), ["send ack 1", "begin artifacts 1", "send archive **", "commit ended !"]);
     shell.committed();
     assert_eq!(shell.collected()[1..], ["commit collected verdict !"]);
@@ -52,7 +52,7 @@ fn a_guest_that_is_kept_is_released() {
     assert_eq!(shell.committed(), ["derive 1", "send release", "farewell", "commit kept !"]);
     shell.committed();
     shell.core.command(Command::Stop, shell.now);
-    assert_eq!(shell.asked(), ["commit command"]);
+    assert_eq!(shell.asked(), ["commit command !"]);
     assert_eq!(shell.committed(), ["destroy pika-7 1"]);
 }
 

@@ -222,7 +222,7 @@ fn a_workload_that_still_runs_is_stopped_before_its_outputs_are_collected() {
         shell
     };
     let mut obeys = cancelled();
-    assert_eq!(obeys.event(1, "failed"), ["begin artifacts 1", "send archive **", "commit failed"]);
+    assert_eq!(obeys.event(1, "failed"), ["begin artifacts 1", "send archive **", "commit failed !"]);
     obeys.committed();
     assert_eq!(obeys.collected().last().map(String::as_str), Some("commit collected verdict !"));
     // One that does not end.

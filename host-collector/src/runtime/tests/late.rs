@@ -112,3 +112,19 @@ fn a_start_does_not_outlive_the_end_of_its_batch() {
     let asked = shell.settled();
     assert!(!asked.iter().any(|asked| asked.starts_with("send start")), "{asked:?}");
 }
+
+/// Invariant 2: what leads to a verdict, and what comes behind it, uses the room that is kept for those on a full disk.
+#[test]
+fn a_last_word_finds_room() {
+    let mut shell = Shell::live(spec());
+    shell.event(1, "ready");
+    assert!(!shell.commit.as_ref().unwrap().last);
+    shell.event(2, "failed");
+    let mut commits = 0;
+    while !shell.committed().is_empty() {
+        let Some(commit) = &shell.commit else { break };
+        assert!(commit.last, "{}", tell_commit(commit));
+        commits += 1;
+    }
+    assert_eq!(commits, 2, "its own, and that it is the end");
+}
