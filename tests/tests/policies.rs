@@ -158,6 +158,23 @@ fn debug_keep_keeps_for_its_time() {
     }
 }
 
+/// Invariant 4: by the command that an operator has.
+#[test]
+fn what_is_kept_beyond_its_time_is_destroyed_by_reconcile() {
+    let stage = Stage::new("outlived");
+    let spec = stage.spec("exit 4").with("policies.retention_policy", "debug_keep");
+    let (overdue, kept) = (spec.with("policies.debug_keep_secs", 1), stage.spec("exit 4"));
+    let kept = kept.with("policies.retention_policy", "debug_keep");
+    for spec in [&overdue, &kept] {
+        stage.run(spec).expect(4);
+    }
+    std::thread::sleep(Duration::from_secs(1));
+    stage.call(&["reconcile"]).expect(0);
+    stage.check_nothing_left(&overdue);
+    assert!(stage.has_instance(&kept), "its time is not over");
+    stage.call(&["destroy", &kept.id]).expect(0);
+}
+
 /// Drives a runtime until nothing is left to do, as a server does.
 fn drive(stage: &Stage, spec: &Spec) -> pika_host_collector::journal::View {
     let config = Config { incus_socket: Lab::get().socket.clone(), state_dir: stage.state() };
