@@ -175,6 +175,36 @@ fn what_is_kept_beyond_its_time_is_destroyed_by_reconcile() {
     stage.call(&["destroy", &kept.id]).expect(0);
 }
 
+/// What cannot be run again is not thrown away for it.
+#[test]
+fn a_kept_instance_stays_where_the_next_run_cannot_begin() {
+    let stage = Stage::new("missing");
+    let spec = stage.spec("exit 4").with("policies.retention_policy", "keep_until_stopped");
+    stage.run(&spec).expect(4);
+    let broken = spec.clone().with("incus.image_alias", "nobody-has-it");
+    for again in [&["--again"][..], &["--again"]] {
+        stage.start_with(&broken, again).finish().expect(125).saying(&["nobody-has-it"]);
+        assert_eq!(Incus.instance(&spec.instance).unwrap()["status"], "Running");
+    }
+    // Nor where somebody keeps its time.
+    let config = Config { incus_socket: Lab::get().socket.clone(), state_dir: stage.state() };
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    let cloud = runtime.block_on(async { Cloud::connect(&config).unwrap() });
+    let driven = runtime.spawn({
+        let (cloud, id) = (cloud.clone(), spec.id.clone());
+        async move { cloud.drive(&id).await.map(drop) }
+    });
+    pika_cloud_tests::eventually("it is driven", || {
+        std::fs::read_to_string(stage.runtime(&spec).join("lock"))
+            .is_ok_and(|holder| holder.trim() == std::process::id().to_string())
+    });
+    stage.start_with(&broken, &["--again"]).finish().expect(125);
+    assert_eq!(Incus.instance(&spec.instance).unwrap()["status"], "Running");
+    stage.call(&["stop", &spec.id]).expect(0);
+    runtime.block_on(driven).unwrap().unwrap();
+    stage.check_nothing_left(&spec);
+}
+
 /// Drives a runtime until nothing is left to do, as a server does.
 fn drive(stage: &Stage, spec: &Spec) -> pika_host_collector::journal::View {
     let config = Config { incus_socket: Lab::get().socket.clone(), state_dir: stage.state() };

@@ -164,7 +164,7 @@ impl Cloud {
                         // What was asked to be run again is running: from here on it is followed.
                         (Rerun::Again, _) if is_newer => rerun = Rerun::Answer,
                         // Somebody keeps its time.
-                        (Rerun::Again, _) if view.kept.is_some() => self.ask(id, Command::Destroy)?,
+                        (Rerun::Again, _) if view.kept.is_some() => self.make_way(spec, view.command).await?,
                         _ => {}
                     }
                     if *cancel.borrow() && rerun == Rerun::Answer && view.command.is_none() {
@@ -220,9 +220,7 @@ impl Cloud {
                             return Ok(Ensured::Adopted);
                         }
                         // Somebody keeps its time.
-                        (true, Rerun::Again) if view.kept.is_some() => {
-                            self.ask(&spec.identity.runtime_id, Command::Destroy)?;
-                        }
+                        (true, Rerun::Again) if view.kept.is_some() => self.make_way(spec, view.command).await?,
                         _ => {}
                     }
                     tokio::time::sleep(TAKE_OVER).await;
@@ -447,6 +445,15 @@ impl Cloud {
                 }
             }
         }
+    }
+
+    /// Has an instance destroyed whose time somebody keeps, for the next run of `spec`, if that can begin.
+    async fn make_way(&self, spec: &RuntimeSpec, asked: Option<Command>) -> Result<(), Error> {
+        if asked < Some(Command::Destroy) {
+            self.preflight(spec).await?;
+            self.ask(&spec.identity.runtime_id, Command::Destroy)?;
+        }
+        Ok(())
     }
 
     /// Tells whoever drives a runtime what is wanted, in this process or another.
