@@ -86,7 +86,7 @@ fn every_type_wrong_at_once() {
             "boot_secs": "1", "ready_secs": "1", "silence_secs": "1", "progress_secs": "1", "progress_cap_secs": "1",
             "run_secs": "1", "stop_grace_secs": "1", "collect_secs": "1",
         },
-        "limits": { "artifact_bytes": "1", "artifact_files": "1", "log_bytes": "1", "event_bytes": 1e300 },
+        "limits": { "artifact_bytes": "1", "artifact_files": "1", "log_bytes": "1", "event_bytes": 1e300, "incarnations": "1" },
         "devices": {}, "labels": { "a": 1, "a.b": 2, "c": "fine" }, "metadata": [],
     });
     let number = "must be a whole number from 0";
@@ -159,6 +159,7 @@ fn every_type_wrong_at_once() {
     expected.extend(
         [
             "limits.event_bytes: is a number with a fraction or too large, must be a whole number from 0",
+            "limits.incarnations: is a string, must be a whole number from 0 to 4294967295",
             "devices: is an object, must be a list",
             "labels.a: is a number, must be a string",
             r#"labels["a.b"]: is a number, must be a string"#,
@@ -205,7 +206,7 @@ fn every_value_wrong_at_once() {
             "stop_grace_secs": 1_000_000_000u64, "collect_secs": 0,
         },
         "limits": {
-            "artifact_bytes": u64::MAX, "artifact_files": 1_000_001, "log_bytes": u64::MAX, "event_bytes": 1,
+            "artifact_bytes": u64::MAX, "artifact_files": 1_000_001, "log_bytes": u64::MAX, "event_bytes": 1, "incarnations": 0,
         },
         "devices": [{ "port": 80 }],
         "labels": { "a b": "", "c": "x\u{1b}[0m" },
@@ -280,6 +281,7 @@ fn every_value_wrong_at_once() {
         "limits.artifact_files: is 1000001, must be 0 to 1000000",
         "limits.log_bytes: is 18446744073709551615, must be 0 to 1125899906842624",
         "limits.event_bytes: is 1, must be 1048576 to 1125899906842624",
+        "limits.incarnations: is 0, must be 1 to 1000",
         r#"labels["a b"]: a label's name is 1 to 64 of A-Z a-z 0-9 . _ -"#,
         "labels.c: must be at most 1024 bytes, without control characters",
         "metadata: takes 70010 bytes as JSON, must be at most 65536",
@@ -681,6 +683,7 @@ fn each_field_changes_the_hash_and_is_named_as_the_difference() {
         ("/limits/artifact_bytes", json!(5), "limits.artifact_bytes"),
         ("/limits/artifact_files", json!(5), "limits.artifact_files"),
         ("/limits/log_bytes", json!(5), "limits.log_bytes"),
+        ("/limits/incarnations", json!(5), "limits.incarnations"),
         ("/limits/event_bytes", json!(1 << 21), "limits.event_bytes"),
         ("/labels/a.b", json!("c"), r#"labels["a.b"]"#),
         ("/metadata/a", json!(null), "metadata.a"),

@@ -205,6 +205,31 @@ fn a_kept_instance_stays_where_the_next_run_cannot_begin() {
     stage.check_nothing_left(&spec);
 }
 
+/// Invariant 5: whatever a workload leaves, and however often it begins anew.
+#[test]
+fn outputs_of_old_incarnations_are_removed() {
+    let stage = Stage::new("pruned");
+    let left = |spec: &Spec| -> Vec<u32> {
+        let entries = std::fs::read_dir(stage.runtime(spec)).unwrap().flatten();
+        let mut left: Vec<u32> =
+            entries.filter_map(|entry| entry.file_name().to_str().and_then(|name| name.parse().ok())).collect();
+        left.sort_unstable();
+        left
+    };
+    let spec = restarted(&stage, "echo x > $PIKA_CLOUD_DIR/artifacts/x; exit 4", "on_failure", 2);
+    let spec = spec.with("limits.incarnations", 1);
+    stage.run(&spec).expect(4);
+    assert_eq!(left(&spec), [2, 3]);
+    let again = stage.spec("exit 4").with("limits.incarnations", 2);
+    for (incarnation, expected) in [(1, &[1][..]), (2, &[1, 2]), (3, &[1, 2, 3]), (4, &[2, 3, 4])] {
+        stage.start_with(&again, &["--again"]).finish().expect(4);
+        assert_eq!(left(&again), expected, "incarnation {incarnation}");
+    }
+    for spec in [spec, again] {
+        stage.check_nothing_left(&spec);
+    }
+}
+
 /// Drives a runtime until nothing is left to do, as a server does.
 fn drive(stage: &Stage, spec: &Spec) -> pika_host_collector::journal::View {
     let config = Config { incus_socket: Lab::get().socket.clone(), state_dir: stage.state() };

@@ -367,6 +367,8 @@ fn limits(spec: &RuntimeSpec, problems: &mut Problems) {
     problems.range("limits.artifact_files", limits.artifact_files, 0, 1_000_000);
     problems.range("limits.log_bytes", limits.log_bytes, 0, 1 << 50);
     problems.range("limits.event_bytes", limits.event_bytes, 1 << 20, 1 << 50);
+    // The last one at least: it is the one that a collector comes back to that dies while the next one begins.
+    problems.range("limits.incarnations", limits.incarnations.into(), 1, 1000);
 }
 
 fn labels(spec: &RuntimeSpec, problems: &mut Problems) {

@@ -113,6 +113,9 @@ impl Cloud {
             crate::state_dir::sync_folder(folder.path())?;
             self.state.take_request(id);
             journal.begin(hash(spec), &self.clock).await?;
+            // Invariant 5.
+            let before = journal.view().incarnation.saturating_sub(spec.limits.incarnations);
+            crate::driver::prune(folder.clone(), before);
         } else {
             same_spec(&folder, journal.view(), spec)?;
         }

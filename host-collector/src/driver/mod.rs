@@ -229,6 +229,7 @@ impl<B: Backend> Driver<B> {
                 let stored = self.sink.store(within);
                 self.ops.spawn(async move { Op::Stored(stored.await) });
             }
+            Effect::Prune { before } => prune(self.folder.clone(), before),
             Effect::Derive { incarnation } => Box::pin(derive(self.folder.clone(), incarnation)).await?,
         }
         Ok(())
@@ -315,6 +316,15 @@ async fn derive(folder: RuntimeFolder, incarnation: u32) -> Result<(), Error> {
         tracing::warn!("what is derived from the journal is not written: {error}");
     }
     Ok(())
+}
+
+/// Removes old outputs, which nothing waits for: what of them is left goes when the next incarnation begins.
+pub(crate) fn prune(folder: RuntimeFolder, before: u32) {
+    tokio::task::spawn_blocking(move || {
+        if let Err(error) = folder.prune(before) {
+            tracing::warn!("outputs of old incarnations are left: {error}");
+        }
+    });
 }
 
 async fn sleep_until(at: Option<Instant>) {
