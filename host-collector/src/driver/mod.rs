@@ -94,6 +94,10 @@ pub struct Driver<B> {
     is_whole: bool,
     /// Since when a deadline that has passed lets others go first.
     overdue_since: Option<Duration>,
+    /// The number of the record that follows what told that the workload was started, or a later one.
+    accepted_before: Option<u64>,
+    /// The number of the first record in the last commit: those before it are durable.
+    durable_before: u64,
 }
 
 /// What a task beside the driver came to.
@@ -149,6 +153,8 @@ impl<B: Backend> Driver<B> {
             wakes,
             is_whole,
             overdue_since: None,
+            accepted_before: None,
+            durable_before: 0,
         })
     }
 
@@ -173,7 +179,7 @@ impl<B: Backend> Driver<B> {
             while let Some(effect) = self.core.next_effect() {
                 self.perform(effect).await?;
             }
-            if self.has_reached(until) && self.core.is_settled() {
+            if self.has_reached(until) && (self.core.is_settled() || self.is_accepted(until)) {
                 return Ok(());
             }
             // The next incarnation would be started without its secrets.
@@ -193,6 +199,17 @@ impl<B: Backend> Driver<B> {
             Until::Settled => is_done || phase == Phase::Kept,
             Until::Accepted => is_done || phase == Phase::Kept || self.core.view().accepted_at.is_some(),
         }
+    }
+
+    /// That it is durable that the workload was started, for whoever waits for no more: one that never stops talking always has
+    /// something that is not durable yet.
+    fn is_accepted(&mut self, until: Until) -> bool {
+        let view = self.core.view();
+        if until != Until::Accepted || view.accepted_at.is_none() {
+            return false;
+        }
+        let before = *self.accepted_before.get_or_insert(view.next_n);
+        self.durable_before >= before
     }
 
     async fn perform(&mut self, effect: Effect) -> Result<(), Error> {
@@ -223,7 +240,11 @@ impl<B: Backend> Driver<B> {
                     self.core.link_lost(loss, self.clock.now());
                 }
             }
-            Effect::Commit(commit) => self.writer.start(commit)?,
+            Effect::Commit(commit) => {
+                // There is never more than one under way.
+                self.durable_before = commit.first_n;
+                self.writer.start(commit)?;
+            }
             Effect::BeginArtifacts { incarnation, limits } => self.sink.begin(incarnation, limits),
             Effect::StoreArtifacts { within } => {
                 let stored = self.sink.store(within);
