@@ -367,7 +367,8 @@ impl Cloud {
         let folder = self.folder(runtime_id)?;
         let incarnation = read_view(&folder)?.incarnation.max(1);
         let path = folder.incarnation(incarnation).join(pika_cloud_common::paths::LOGS_DIR).join(file);
-        Ok(LogFollower::new(self.events(runtime_id)?, LogReader::new(path), incarnation, file.to_owned()))
+        let (reader, file) = (LogReader::new(path), file.to_owned());
+        Ok(LogFollower::new(folder.path().to_owned(), self.events(runtime_id)?, reader, incarnation, file))
     }
 
     /// The folder of an incarnation's outputs; its `logs/` grow live.
