@@ -310,6 +310,38 @@ fn a_take_over_that_was_cut_short_is_gone_on_with() {
     reconciling.finish().expect(0);
 }
 
+/// What `inspect` says of a runtime's instance.
+fn status(stage: &Stage, spec: &Spec) -> Value {
+    let finished = stage.call(&["--json", "inspect", &spec.id]).expect(0);
+    let inspection: Value = serde_json::from_str(&finished.stdout).unwrap();
+    inspection["instance_status"].clone()
+}
+
+#[test]
+fn an_instance_is_told_from_a_stranger_of_its_name() {
+    let stage = Stage::new("stranger");
+    let spec = stage.spec("exit 4").with("policies.retention_policy", "keep_until_stopped");
+    stage.run(&spec).expect(4);
+    assert_eq!(status(&stage, &spec), "Running");
+    Incus.stop(&spec.instance);
+    // Deleted with the stage, whatever becomes of the test.
+    let renamed = stage.spec("true").instance;
+    let body = json!({ "name": renamed });
+    Incus.change("POST", &format!("/1.0/instances/{}", spec.instance), Some(&body)).unwrap();
+    assert_eq!(status(&stage, &spec), "Stopped", "a person gave it another name");
+    let plain =
+        json!({ "name": spec.instance, "type": "container", "source": { "type": "image", "alias": BARE_IMAGE } });
+    Incus.change("POST", "/1.0/instances", Some(&plain)).unwrap();
+    Incus
+        .change("PUT", &format!("/1.0/instances/{}/state", spec.instance), Some(&json!({ "action": "start" })))
+        .unwrap();
+    assert_eq!(status(&stage, &spec), "Stopped", "the other one is a stranger's");
+    stage.call(&["destroy", &spec.id]).expect(0);
+    assert!(Incus.instance(&renamed).is_none());
+    assert_eq!(status(&stage, &spec), Value::Null);
+    assert_eq!(Incus.instance(&spec.instance).unwrap()["status"], "Running");
+}
+
 /// Invariant 9: what stopped while nobody held it is not started again.
 #[test]
 fn a_stopped_instance_that_is_taken_over_is_ended_and_not_started_again() {

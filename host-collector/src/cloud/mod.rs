@@ -13,7 +13,7 @@ use pika_cloud_common::{Command, RuntimeSpec, Verdict};
 use tokio::sync::watch;
 
 use crate::clock::HostClock;
-use crate::driver::Until;
+use crate::driver::{Until, find, is_of};
 use crate::error::Error;
 use crate::incus::{Client, LifecycleEvents, Wakes};
 use crate::journal::{Committer, Follower, View};
@@ -312,13 +312,14 @@ impl Cloud {
         let folder = self.folder(runtime_id)?;
         let Some(spec) = folder.read_spec() else { return Err(unknown(runtime_id)) };
         let view = read_view(&folder)?;
-        let instance = self.client.instance(&spec.incus.project, &spec.identity.instance_name).await?;
+        let (project, instance) = (&spec.incus.project, &spec.identity.instance_name);
+        let instance = find(&self.client, project, instance, runtime_id, self.state.owner()).await?;
         let outputs = folder.incarnation(view.incarnation);
         Ok(Inspection {
             runtime_id: runtime_id.to_owned(),
             spec,
             view,
-            instance_status: instance.map(|instance| instance.status),
+            instance_status: instance.filter(|view| is_of(view, runtime_id)).map(|view| view.status),
             outputs,
             driven_by: folder.driver(),
         })

@@ -81,18 +81,12 @@ impl Backend for IncusBackend {
 impl IncusBackend {
     async fn look(&self, instance: &str, search: bool) -> Result<Option<Seen>, CallFailure> {
         let project = &self.spec.incus.project;
-        let view = self.client.instance(project, instance).await.map_err(|error| failure(&error))?;
-        let is_ours =
-            |view: &InstanceView| claim(view).is_some_and(|claim| claim.runtime_id == self.spec.identity.runtime_id);
-        if search && view.as_ref().is_none_or(|view| !is_ours(view)) {
-            // A person may have given it another name.
-            let all = self.client.instances(project).await.map_err(|error| failure(&error))?;
-            // Ours before one that another collector took over (Invariant 6).
-            let owned = |view: &InstanceView| claim(view).is_some_and(|claim| claim.owner == *self.owner);
-            let renamed = all.into_iter().filter(is_ours).max_by_key(owned);
-            return Ok(renamed.or(view).map(seen));
-        }
-        Ok(view.map(seen))
+        let found = if search {
+            find(&self.client, project, instance, &self.spec.identity.runtime_id, &self.owner).await
+        } else {
+            self.client.instance(project, instance).await
+        };
+        Ok(found.map_err(|error| failure(&error))?.map(seen))
     }
 
     /// Starts it for an incarnation, which its label names from before it runs: whoever takes it over goes on with that one.
@@ -156,6 +150,31 @@ impl IncusBackend {
         let ownership = Ownership { owner: self.owner.to_string(), term, incarnation };
         provision(&self.client, &self.spec, &ownership, self.clock.now().wall).await
     }
+}
+
+/// The instance of a runtime, under whatever name; where there is none, whatever has its name.
+pub(crate) async fn find(
+    client: &Client,
+    project: &str,
+    instance: &str,
+    runtime_id: &str,
+    owner: &str,
+) -> Result<Option<InstanceView>, Error> {
+    let view = client.instance(project, instance).await?;
+    if view.as_ref().is_some_and(|view| is_of(view, runtime_id)) {
+        return Ok(view);
+    }
+    // A person may have given it another name.
+    let all = client.instances(project).await?;
+    // Ours before one that another collector took over (Invariant 6).
+    let is_ours = |view: &InstanceView| claim(view).is_some_and(|claim| claim.owner == owner);
+    let renamed = all.into_iter().filter(|view| is_of(view, runtime_id)).max_by_key(is_ours);
+    Ok(renamed.or(view))
+}
+
+/// Whether an instance is that runtime's, whoever holds it.
+pub(crate) fn is_of(view: &InstanceView, runtime_id: &str) -> bool {
+    claim(view).is_some_and(|claim| claim.runtime_id == runtime_id)
 }
 
 fn seen(view: InstanceView) -> Seen {

@@ -37,7 +37,7 @@ use sink::Sink;
 
 pub use crate::state_dir::{RuntimeFolder, RuntimeLock};
 pub use backend::{Backend, Explain, Link};
-pub(crate) use incus::{IncusBackend, claim, failure};
+pub(crate) use incus::{IncusBackend, claim, failure, find, is_of};
 
 /// How long a deadline that has passed lets what comes in go first.
 const MAX_OVERDUE: Duration = Duration::from_millis(300);
