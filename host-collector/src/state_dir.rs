@@ -245,6 +245,14 @@ impl RuntimeFolder {
         if let Some(parent) = self.path.parent().filter(|_| !self.exists()) {
             check_room(parent)?;
         }
+        self.make_for_lock()
+    }
+
+    /// As [`RuntimeFolder::make`], to keep others out while something is ended: that needs no room for a run.
+    ///
+    /// # Errors
+    /// Where it cannot be made.
+    pub(crate) fn make_for_lock(&self) -> Result<(), StateDirError> {
         make_folder(&self.path)?;
         sync_folder(&self.path)?;
         self.path.parent().map_or(Ok(()), sync_folder)

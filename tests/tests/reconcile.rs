@@ -310,6 +310,37 @@ fn a_take_over_that_was_cut_short_is_gone_on_with() {
     reconciling.finish().expect(0);
 }
 
+/// Invariant 4: what is to be ended needs no room for a run.
+#[test]
+fn an_instance_without_a_journal_is_ended_on_a_full_disk() {
+    let stage = Stage::new("full");
+    std::fs::create_dir_all(stage.state()).unwrap();
+    let _mounted = Mounted::small_at(&stage.state());
+    let spec = stage.spec("true");
+    stage.run(&spec).expect(125).saying(&["bytes are free"]);
+    create(&spec, &owner(&stage), 1, SystemTime::now());
+    let ended = stage.call(&["reconcile"]).expect(0);
+    assert!(!stage.has_instance(&spec), "{}", ended.stdout);
+}
+
+/// A file system of a mebibyte, for as long as it lives.
+struct Mounted(std::path::PathBuf);
+
+impl Mounted {
+    fn small_at(folder: &Path) -> Self {
+        let mut mount = std::process::Command::new("mount");
+        mount.args(["-t", "tmpfs", "-o", "size=1m", "pika-test"]).arg(folder);
+        assert!(mount.status().unwrap().success());
+        Self(folder.to_owned())
+    }
+}
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        let _ = std::process::Command::new("umount").arg("--lazy").arg(&self.0).status();
+    }
+}
+
 /// What `inspect` says of a runtime's instance.
 fn status(stage: &Stage, spec: &Spec) -> Value {
     let finished = stage.call(&["--json", "inspect", &spec.id]).expect(0);

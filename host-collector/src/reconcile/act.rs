@@ -113,7 +113,7 @@ impl Cloud {
     /// Takes the runtime's lock, whether it has a folder or not, so that no `run` begins meanwhile.
     fn lock_out(&self, runtime_id: &str) -> Result<(RuntimeFolder, RuntimeLock), Outcome> {
         let folder = self.state().runtime(runtime_id);
-        let locked = folder.make().and_then(|()| folder.lock());
+        let locked = folder.make_for_lock().and_then(|()| folder.lock());
         match locked {
             Ok(Ok(lock)) => Ok((folder, lock)),
             Ok(Err(_)) => Err(driven()),
