@@ -218,7 +218,7 @@ fn every_value_wrong_at_once() {
     let variable = "a variable's name is A-Z a-z 0-9 _, first no digit";
     let secs = "must be 1 to 316224000";
     let expected = [
-        "identity.runtime_id: must be 1 to 64 of A-Z a-z 0-9 . _ -, first a letter or a digit",
+        "identity.runtime_id: must be 1 to 64 of A-Z a-z 0-9 . _ -, first a letter or a digit, and not `id`",
         "identity.instance_name: must be 1 to 63 of A-Z a-z 0-9 -, first a letter, last no hyphen (Incus's rule)",
         &format!("incus.project: {name}"),
         &format!("incus.profile: {name}"),
@@ -387,7 +387,7 @@ fn sections_of_another_kind_are_named() {
     assert_lines(
         &json!({}),
         &[
-            "identity.runtime_id: must be 1 to 64 of A-Z a-z 0-9 . _ -, first a letter or a digit",
+            "identity.runtime_id: must be 1 to 64 of A-Z a-z 0-9 . _ -, first a letter or a digit, and not `id`",
             "identity.instance_name: must be 1 to 63 of A-Z a-z 0-9 -, first a letter, last no hyphen (Incus's rule)",
             "incus.image_alias: must be a name of 1 to 256 bytes, without control characters",
             "entry_command: is missing: images that start their own workload are not implemented yet",
@@ -853,5 +853,18 @@ proptest! {
         if let [Ok(a), Ok(b)] = parsed {
             prop_assert_eq!(hash(&a) == hash(&b), difference(&a, &b).is_empty());
         }
+    }
+}
+
+/// The state dir keeps its owner's id beside the runtimes' folders, in a file of that name.
+#[test]
+fn a_runtime_is_not_called_as_the_state_dirs_own_file() {
+    let named = |name: &str| with(&[("identity/runtime_id", json!(name))]);
+    assert_lines(
+        &named("id"),
+        &["identity.runtime_id: must be 1 to 64 of A-Z a-z 0-9 . _ -, first a letter or a digit, and not `id`"],
+    );
+    for name in ["id2", "ID", "i", "id."] {
+        read(&named(name));
     }
 }
