@@ -11,7 +11,7 @@ use pika_cloud_common::wire::Transport;
 
 use super::backend::{Backend, Link};
 use crate::clock::HostClock;
-use crate::incus::{Client, Error, InstanceView, Labels, Ownership, Patched, label, provision};
+use crate::incus::{Client, Error, InstanceState, InstanceView, Labels, Ownership, Patched, label, provision};
 use crate::machine::{CallFailure, SessionLoss};
 use crate::runtime::{Answer, Call, Claim, Seen};
 use crate::transport::{dial_exec, dial_vsock};
@@ -86,7 +86,28 @@ impl IncusBackend {
         } else {
             self.client.instance(project, instance).await
         };
-        Ok(found.map_err(|error| failure(&error))?.map(seen))
+        match found.map_err(|error| failure(&error))? {
+            // Asked for by a collector that died, or did not hear the answer. Whose it is shows once it is there.
+            None if search && self.is_being_created(instance).await? => Ok(Some(self.unborn(instance))),
+            found => Ok(found.map(seen)),
+        }
+    }
+
+    async fn is_being_created(&self, instance: &str) -> Result<bool, CallFailure> {
+        let asked = self.client.is_being_created(&self.spec.incus.project, instance).await;
+        asked.map_err(|error| failure(&error))
+    }
+
+    fn unborn(&self, instance: &str) -> Seen {
+        let runtime_id = self.spec.identity.runtime_id.clone();
+        Seen {
+            name: instance.to_owned(),
+            status: "being created".to_owned(),
+            state: InstanceState::Changing,
+            // No term is below any that is known.
+            claim: Some(Claim { runtime_id, owner: self.owner.to_string(), term: 0 }),
+            vsock: None,
+        }
     }
 
     /// Starts it for an incarnation, which its label names from before it runs: whoever takes it over goes on with that one.
