@@ -294,7 +294,7 @@ fn a_take_over_that_was_cut_short_is_gone_on_with() {
     let taking = pika_cloud_tests::Running::start(&mut stage.cloud(&["reconcile", "--take-over", &begun.id]));
     eventually("it is begun here", || stage.runtime(&begun).join("spec.json").exists());
     taking.kill();
-    std::fs::remove_file(stage.runtime(&begun).join("journal.jsonl")).unwrap();
+    let _ = std::fs::remove_file(stage.runtime(&begun).join("journal.jsonl"));
 
     let reconciling = pika_cloud_tests::Running::start(&mut stage.cloud(&["reconcile"]));
     for (spec, incarnation) in [(fresh, 1), (known, 2), (begun, 1)] {
