@@ -60,8 +60,11 @@ impl Client {
         let path = format!("/1.0/operations?recursion=1&project={}", encode(project));
         match self.get::<ByStatus>(&path).await {
             Ok(operations) => Ok(operations.iter().flat_map(BTreeMap::values).flatten().any(|one| one.creates(name))),
-            // Not everybody who may make instances may see operations.
-            Err(Error::Refused { code: 403, .. }) => Ok(false),
+            // Not everybody who may make instances may see operations, and a cluster that misses a member may not list them.
+            Err(Error::Refused { code, message, .. }) => {
+                tracing::debug!("operations cannot be read: {code} {message}");
+                Ok(false)
+            }
             Err(error) => Err(error),
         }
     }
