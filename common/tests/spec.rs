@@ -86,7 +86,7 @@ fn every_type_wrong_at_once() {
             "boot_secs": "1", "ready_secs": "1", "silence_secs": "1", "progress_secs": "1", "progress_cap_secs": "1",
             "run_secs": "1", "stop_grace_secs": "1", "collect_secs": "1",
         },
-        "limits": { "artifact_bytes": "1", "artifact_files": "1", "log_bytes": "1", "event_bytes": 1e300 },
+        "limits": { "artifact_bytes": "1", "artifact_files": "1", "log_bytes": "1", "event_bytes": 1e300, "incarnations": "1" },
         "devices": {}, "labels": { "a": 1, "a.b": 2, "c": "fine" }, "metadata": [],
     });
     let number = "must be a whole number from 0";
@@ -159,6 +159,7 @@ fn every_type_wrong_at_once() {
     expected.extend(
         [
             "limits.event_bytes: is a number with a fraction or too large, must be a whole number from 0",
+            "limits.incarnations: is a string, must be a whole number from 0 to 4294967295",
             "devices: is an object, must be a list",
             "labels.a: is a number, must be a string",
             r#"labels["a.b"]: is a number, must be a string"#,
@@ -205,7 +206,7 @@ fn every_value_wrong_at_once() {
             "stop_grace_secs": 1_000_000_000u64, "collect_secs": 0,
         },
         "limits": {
-            "artifact_bytes": u64::MAX, "artifact_files": 1_000_001, "log_bytes": u64::MAX, "event_bytes": 1,
+            "artifact_bytes": u64::MAX, "artifact_files": 1_000_001, "log_bytes": u64::MAX, "event_bytes": 1, "incarnations": 0,
         },
         "devices": [{ "port": 80 }],
         "labels": { "a b": "", "c": "x\u{1b}[0m" },
@@ -217,7 +218,7 @@ fn every_value_wrong_at_once() {
     let variable = "a variable's name is A-Z a-z 0-9 _, first no digit";
     let secs = "must be 1 to 316224000";
     let expected = [
-        "identity.runtime_id: must be 1 to 64 of A-Z a-z 0-9 . _ -, first a letter or a digit",
+        "identity.runtime_id: must be 1 to 64 of A-Z a-z 0-9 . _ -, first a letter or a digit, and not `id`",
         "identity.instance_name: must be 1 to 63 of A-Z a-z 0-9 -, first a letter, last no hyphen (Incus's rule)",
         &format!("incus.project: {name}"),
         &format!("incus.profile: {name}"),
@@ -280,6 +281,7 @@ fn every_value_wrong_at_once() {
         "limits.artifact_files: is 1000001, must be 0 to 1000000",
         "limits.log_bytes: is 18446744073709551615, must be 0 to 1125899906842624",
         "limits.event_bytes: is 1, must be 1048576 to 1125899906842624",
+        "limits.incarnations: is 0, must be 1 to 1000",
         r#"labels["a b"]: a label's name is 1 to 64 of A-Z a-z 0-9 . _ -"#,
         "labels.c: must be at most 1024 bytes, without control characters",
         "metadata: takes 70010 bytes as JSON, must be at most 65536",
@@ -385,7 +387,7 @@ fn sections_of_another_kind_are_named() {
     assert_lines(
         &json!({}),
         &[
-            "identity.runtime_id: must be 1 to 64 of A-Z a-z 0-9 . _ -, first a letter or a digit",
+            "identity.runtime_id: must be 1 to 64 of A-Z a-z 0-9 . _ -, first a letter or a digit, and not `id`",
             "identity.instance_name: must be 1 to 63 of A-Z a-z 0-9 -, first a letter, last no hyphen (Incus's rule)",
             "incus.image_alias: must be a name of 1 to 256 bytes, without control characters",
             "entry_command: is missing: images that start their own workload are not implemented yet",
@@ -681,6 +683,7 @@ fn each_field_changes_the_hash_and_is_named_as_the_difference() {
         ("/limits/artifact_bytes", json!(5), "limits.artifact_bytes"),
         ("/limits/artifact_files", json!(5), "limits.artifact_files"),
         ("/limits/log_bytes", json!(5), "limits.log_bytes"),
+        ("/limits/incarnations", json!(5), "limits.incarnations"),
         ("/limits/event_bytes", json!(1 << 21), "limits.event_bytes"),
         ("/labels/a.b", json!("c"), r#"labels["a.b"]"#),
         ("/metadata/a", json!(null), "metadata.a"),
@@ -850,5 +853,18 @@ proptest! {
         if let [Ok(a), Ok(b)] = parsed {
             prop_assert_eq!(hash(&a) == hash(&b), difference(&a, &b).is_empty());
         }
+    }
+}
+
+/// The state dir keeps its owner's id beside the runtimes' folders, in a file of that name.
+#[test]
+fn a_runtime_is_not_called_as_the_state_dirs_own_file() {
+    let named = |name: &str| with(&[("identity/runtime_id", json!(name))]);
+    assert_lines(
+        &named("id"),
+        &["identity.runtime_id: must be 1 to 64 of A-Z a-z 0-9 . _ -, first a letter or a digit, and not `id`"],
+    );
+    for name in ["id2", "ID", "i", "id."] {
+        read(&named(name));
     }
 }

@@ -21,6 +21,11 @@ pub(crate) async fn destroy(
     let renamed = all.iter().filter(|view| whose(view, ours) != Whose::Nobodys);
     match renamed.max_by_key(|view| whose(view, ours) == Whose::Ours) {
         Some(renamed) => Ok(destroy_named(client, project, &renamed.name, ours).await?.unwrap_or(Destroyed::Gone)),
+        // Nobody heard the answer to its create: what is made behind our back would be left.
+        None if client.is_being_created(project, name).await.map_err(|error| failure(&error))? => {
+            let message = format!("Incus is still creating the instance `{name}`, which cannot be destroyed before");
+            Err(CallFailure { transient: true, message })
+        }
         None => Ok(Destroyed::Gone),
     }
 }

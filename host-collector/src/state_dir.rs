@@ -245,6 +245,14 @@ impl RuntimeFolder {
         if let Some(parent) = self.path.parent().filter(|_| !self.exists()) {
             check_room(parent)?;
         }
+        self.make_for_lock()
+    }
+
+    /// As [`RuntimeFolder::make`], to keep others out while something is ended: that needs no room for a run.
+    ///
+    /// # Errors
+    /// Where it cannot be made.
+    pub(crate) fn make_for_lock(&self) -> Result<(), StateDirError> {
         make_folder(&self.path)?;
         sync_folder(&self.path)?;
         self.path.parent().map_or(Ok(()), sync_folder)
@@ -314,6 +322,24 @@ impl RuntimeFolder {
         let text = serde_json::to_vec_pretty(&spec.redacted())
             .map_err(|e| fail(&self.spec_path(), "writing the spec")(e.into()))?;
         replace(&self.spec_path(), &text)
+    }
+
+    /// Removes the outputs of incarnations with a lower number.
+    ///
+    /// # Errors
+    /// Where one of them cannot be removed: others may be, and what is left can be tried again.
+    pub(crate) fn prune(&self, before: u32) -> Result<(), StateDirError> {
+        let mut left = Ok(());
+        for entry in fs::read_dir(&self.path).map_err(fail(&self.path, "listing incarnations"))?.flatten() {
+            let number = entry.file_name().to_str().and_then(|name| name.parse::<u32>().ok());
+            if number.is_some_and(|number| number < before && self.incarnation(number) == entry.path())
+                && let Err(error) = fs::remove_dir_all(entry.path())
+                && error.kind() != io::ErrorKind::NotFound
+            {
+                left = Err(fail(&entry.path(), "removing an old incarnation's outputs")(error));
+            }
+        }
+        left
     }
 
     /// The folder of an incarnation's outputs.
@@ -557,6 +583,25 @@ mod tests {
             full.to_string().ends_with(": free some space there, or name another folder with --state-dir"),
             "{full}"
         );
+    }
+
+    /// Invariant 5.
+    #[test]
+    fn outputs_of_old_incarnations_are_removed_and_nothing_else() {
+        let folder = TempDir::new().unwrap();
+        let runtime = RuntimeFolder { path: folder.path().join("job-7") };
+        for name in ["1/logs", "2/artifacts/1", "03", "3", "10", "x1", "journal.1"] {
+            make_folder(&runtime.path().join(name)).unwrap();
+        }
+        let elsewhere = folder.path().join("elsewhere/2");
+        make_folder(&elsewhere).unwrap();
+        std::os::unix::fs::symlink(folder.path().join("elsewhere"), runtime.path().join("1/logs/link")).unwrap();
+        runtime.prune(3).unwrap();
+        runtime.prune(3).unwrap();
+        let mut left: Vec<_> = fs::read_dir(runtime.path()).unwrap().map(|e| e.unwrap().file_name()).collect();
+        left.sort_unstable();
+        assert_eq!(left, ["03", "10", "3", "journal.1", "x1"]);
+        assert!(elsewhere.exists());
     }
 
     /// The kernel's own file systems have no space to give.

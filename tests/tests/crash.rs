@@ -179,6 +179,20 @@ fn a_runtime_that_was_ensured_is_taken_over() {
     assert!(!stage.has_instance(&spec));
 }
 
+/// However much there is to write down.
+#[test]
+fn a_workload_that_never_stops_talking_is_ensured() {
+    let stage = Stage::new("chatty");
+    let command = "yes 'a line of some length, so that there is always more of it' &
+        while :; do echo '{\"kind\":\"progress\",\"name\":\"n\"}'; done | pika-guest emit";
+    let spec = stage.spec(command);
+    let file = stage.write(&spec).display().to_string();
+    let ensured = Running::start(&mut stage.cloud(&["ensure", &file]));
+    ensured.finish_within(Duration::from_secs(20)).expect(0).saying(&["was started"]);
+    stage.call(&["destroy", &spec.id]).expect(0);
+    stage.check_nothing_left(&spec);
+}
+
 /// A job that ended while nobody looked is found ended, with all that it left.
 #[test]
 fn a_job_that_ended_unseen_is_collected_later() {

@@ -158,6 +158,78 @@ fn debug_keep_keeps_for_its_time() {
     }
 }
 
+/// Invariant 4: by the command that an operator has.
+#[test]
+fn what_is_kept_beyond_its_time_is_destroyed_by_reconcile() {
+    let stage = Stage::new("outlived");
+    let spec = stage.spec("exit 4").with("policies.retention_policy", "debug_keep");
+    let (overdue, kept) = (spec.with("policies.debug_keep_secs", 1), stage.spec("exit 4"));
+    let kept = kept.with("policies.retention_policy", "debug_keep");
+    for spec in [&overdue, &kept] {
+        stage.run(spec).expect(4);
+    }
+    std::thread::sleep(Duration::from_secs(1));
+    stage.call(&["reconcile"]).expect(0);
+    stage.check_nothing_left(&overdue);
+    assert!(stage.has_instance(&kept), "its time is not over");
+    stage.call(&["destroy", &kept.id]).expect(0);
+}
+
+/// What cannot be run again is not thrown away for it.
+#[test]
+fn a_kept_instance_stays_where_the_next_run_cannot_begin() {
+    let stage = Stage::new("missing");
+    let spec = stage.spec("exit 4").with("policies.retention_policy", "keep_until_stopped");
+    stage.run(&spec).expect(4);
+    let broken = spec.clone().with("incus.image_alias", "nobody-has-it");
+    for again in [&["--again"][..], &["--again"]] {
+        stage.start_with(&broken, again).finish().expect(125).saying(&["nobody-has-it"]);
+        assert_eq!(Incus.instance(&spec.instance).unwrap()["status"], "Running");
+    }
+    // Nor where somebody keeps its time.
+    let config = Config { incus_socket: Lab::get().socket.clone(), state_dir: stage.state() };
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    let cloud = runtime.block_on(async { Cloud::connect(&config).unwrap() });
+    let driven = runtime.spawn({
+        let (cloud, id) = (cloud.clone(), spec.id.clone());
+        async move { cloud.drive(&id).await.map(drop) }
+    });
+    pika_cloud_tests::eventually("it is driven", || {
+        std::fs::read_to_string(stage.runtime(&spec).join("lock"))
+            .is_ok_and(|holder| holder.trim() == std::process::id().to_string())
+    });
+    stage.start_with(&broken, &["--again"]).finish().expect(125);
+    assert_eq!(Incus.instance(&spec.instance).unwrap()["status"], "Running");
+    stage.call(&["stop", &spec.id]).expect(0);
+    runtime.block_on(driven).unwrap().unwrap();
+    stage.check_nothing_left(&spec);
+}
+
+/// Invariant 5: whatever a workload leaves, and however often it begins anew.
+#[test]
+fn outputs_of_old_incarnations_are_removed() {
+    let stage = Stage::new("pruned");
+    let left = |spec: &Spec| -> Vec<u32> {
+        let entries = std::fs::read_dir(stage.runtime(spec)).unwrap().flatten();
+        let mut left: Vec<u32> =
+            entries.filter_map(|entry| entry.file_name().to_str().and_then(|name| name.parse().ok())).collect();
+        left.sort_unstable();
+        left
+    };
+    let spec = restarted(&stage, "echo x > $PIKA_CLOUD_DIR/artifacts/x; exit 4", "on_failure", 2);
+    let spec = spec.with("limits.incarnations", 1);
+    stage.run(&spec).expect(4);
+    assert_eq!(left(&spec), [2, 3]);
+    let again = stage.spec("exit 4").with("limits.incarnations", 2);
+    for (incarnation, expected) in [(1, &[1][..]), (2, &[1, 2]), (3, &[1, 2, 3]), (4, &[2, 3, 4])] {
+        stage.start_with(&again, &["--again"]).finish().expect(4);
+        assert_eq!(left(&again), expected, "incarnation {incarnation}");
+    }
+    for spec in [spec, again] {
+        stage.check_nothing_left(&spec);
+    }
+}
+
 /// Drives a runtime until nothing is left to do, as a server does.
 fn drive(stage: &Stage, spec: &Spec) -> pika_host_collector::journal::View {
     let config = Config { incus_socket: Lab::get().socket.clone(), state_dir: stage.state() };

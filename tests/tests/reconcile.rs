@@ -221,6 +221,158 @@ fn a_runtime_of_another_state_dir_is_taken_over_and_driven_to_its_end() {
     stage.check_nothing_left(&spec);
 }
 
+/// Makes what another state dir left ours, as a collector does that dies right behind that one call.
+fn take_and_die(spec: &Spec, heir: &Stage) {
+    let change = json!({ "config": { label("owner"): owner(heir), label("term"): "2" } });
+    Incus.change("PATCH", &format!("/1.0/instances/{}", spec.instance), Some(&change)).unwrap();
+}
+
+/// What another state dir runs and its collector died of; the gate is closed.
+fn left_running(other: &Stage, spec: &Spec, more: &[&str]) {
+    let running = other.start_with(spec, more);
+    other.wait_record(spec, "ready", |r| r["guest"]["kind"] == "ready" && (more.is_empty() || r["inc"] == 2));
+    running.kill();
+}
+
+/// Runs it to its end here, so that this state dir has a finished runtime of that name.
+fn run_here(stage: &Stage, spec: &Spec) {
+    let running = stage.start(spec);
+    stage.wait_ready(spec);
+    stage.open_gate(spec);
+    running.finish().expect(7);
+    assert!(!stage.has_instance(spec));
+}
+
+fn namesake(stage: &Stage) -> Spec {
+    stage
+        .spec(&format!("echo started >> $PIKA_CLOUD_DIR/artifacts/starts; pika-guest ready; {}; exit 7", Stage::gate()))
+}
+
+/// Invariant 4: what this state dir knows is of an earlier life of that name, and says nothing about this one.
+#[test]
+fn a_finished_namesake_does_not_end_what_another_state_dir_runs() {
+    let (stage, other) = (Stage::new("namesake"), Stage::new("namesake2"));
+    let spec = namesake(&stage);
+    run_here(&stage, &spec);
+    let (folder, aside) = (stage.runtime(&spec), stage.more("aside"));
+    left_running(&other, &spec, &[]);
+    let before = snapshot(&spec.instance);
+    let refused = stage.call(&["reconcile", "--take-over", &spec.id]).expect(125);
+    assert!(refused.stdout.contains("an earlier runtime"), "{}", refused.stdout);
+    assert!(refused.stdout.contains("--state-dir"), "the way out: {}", refused.stdout);
+    assert_eq!(snapshot(&spec.instance), before, "its workload runs, and it is its owner's");
+    assert_eq!(stage.journal(&spec).host("finished").len(), 1);
+    // The way out.
+    std::fs::rename(&folder, &aside).unwrap();
+    let taking = pika_cloud_tests::Running::start(&mut stage.cloud(&["reconcile", "--take-over", &spec.id]));
+    eventually("it is taken", || Labels::read(&config(&spec.instance)).unwrap().term == 2);
+    stage.open_gate(&spec);
+    taking.finish().expect(0);
+    assert_eq!(stage.incarnation(&spec, 1).verdict()["exit_code"], 7);
+    assert_eq!(stage.incarnation(&spec, 1).text("artifacts/starts"), "started\n");
+    stage.check_nothing_left(&spec);
+}
+
+/// Invariants 4 and 7: whatever of a take-over is on the disk here, the next start goes on with it.
+#[test]
+fn a_take_over_that_was_cut_short_is_gone_on_with() {
+    // Nothing is on the disk.
+    let (stage, other) = (Stage::new("cut"), Stage::new("cut2"));
+    stage.call(&["list"]).expect(0);
+    let fresh = namesake(&other);
+    left_running(&other, &fresh, &[]);
+    take_and_die(&fresh, &stage);
+    // As much, and a runtime of that name is finished here.
+    let known = namesake(&other);
+    run_here(&stage, &known);
+    run_here(&other, &known);
+    left_running(&other, &known, &["--again"]);
+    take_and_die(&known, &stage);
+    // The spec is, the journal is not.
+    let begun = namesake(&other);
+    left_running(&other, &begun, &[]);
+    let taking = pika_cloud_tests::Running::start(&mut stage.cloud(&["reconcile", "--take-over", &begun.id]));
+    eventually("it is begun here", || stage.runtime(&begun).join("spec.json").exists());
+    taking.kill();
+    let _ = std::fs::remove_file(stage.runtime(&begun).join("journal.jsonl"));
+
+    let reconciling = pika_cloud_tests::Running::start(&mut stage.cloud(&["reconcile"]));
+    for (spec, incarnation) in [(fresh, 1), (known, 2), (begun, 1)] {
+        eventually("it is begun here", || stage.runtime(&spec).join("spec.json").exists());
+        assert!(stage.has_instance(&spec), "{}", spec.id);
+        stage.open_gate(&spec);
+        let outputs = stage.incarnation(&spec, incarnation);
+        eventually("its verdict", || outputs.path("verdict.json").exists());
+        assert_eq!(outputs.verdict()["exit_code"], 7, "{}", spec.id);
+        assert_eq!(outputs.text("artifacts/starts"), "started\n", "{}", spec.id);
+        eventually("it is destroyed", || !stage.has_instance(&spec));
+    }
+    reconciling.finish().expect(0);
+}
+
+/// Invariant 4: what is to be ended needs no room for a run.
+#[test]
+fn an_instance_without_a_journal_is_ended_on_a_full_disk() {
+    let stage = Stage::new("full");
+    std::fs::create_dir_all(stage.state()).unwrap();
+    let _mounted = Mounted::small_at(&stage.state());
+    let spec = stage.spec("true");
+    stage.run(&spec).expect(125).saying(&["bytes are free"]);
+    create(&spec, &owner(&stage), 1, SystemTime::now());
+    let ended = stage.call(&["reconcile"]).expect(0);
+    assert!(!stage.has_instance(&spec), "{}", ended.stdout);
+}
+
+/// A file system of a mebibyte, for as long as it lives.
+struct Mounted(std::path::PathBuf);
+
+impl Mounted {
+    fn small_at(folder: &Path) -> Self {
+        let mut mount = std::process::Command::new("mount");
+        mount.args(["-t", "tmpfs", "-o", "size=1m", "pika-test"]).arg(folder);
+        assert!(mount.status().unwrap().success());
+        Self(folder.to_owned())
+    }
+}
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        let _ = std::process::Command::new("umount").arg("--lazy").arg(&self.0).status();
+    }
+}
+
+/// What `inspect` says of a runtime's instance.
+fn status(stage: &Stage, spec: &Spec) -> Value {
+    let finished = stage.call(&["--json", "inspect", &spec.id]).expect(0);
+    let inspection: Value = serde_json::from_str(&finished.stdout).unwrap();
+    inspection["instance_status"].clone()
+}
+
+#[test]
+fn an_instance_is_told_from_a_stranger_of_its_name() {
+    let stage = Stage::new("stranger");
+    let spec = stage.spec("exit 4").with("policies.retention_policy", "keep_until_stopped");
+    stage.run(&spec).expect(4);
+    assert_eq!(status(&stage, &spec), "Running");
+    Incus.stop(&spec.instance);
+    // Deleted with the stage, whatever becomes of the test.
+    let renamed = stage.spec("true").instance;
+    let body = json!({ "name": renamed });
+    Incus.change("POST", &format!("/1.0/instances/{}", spec.instance), Some(&body)).unwrap();
+    assert_eq!(status(&stage, &spec), "Stopped", "a person gave it another name");
+    let plain =
+        json!({ "name": spec.instance, "type": "container", "source": { "type": "image", "alias": BARE_IMAGE } });
+    Incus.change("POST", "/1.0/instances", Some(&plain)).unwrap();
+    Incus
+        .change("PUT", &format!("/1.0/instances/{}/state", spec.instance), Some(&json!({ "action": "start" })))
+        .unwrap();
+    assert_eq!(status(&stage, &spec), "Stopped", "the other one is a stranger's");
+    stage.call(&["destroy", &spec.id]).expect(0);
+    assert!(Incus.instance(&renamed).is_none());
+    assert_eq!(status(&stage, &spec), Value::Null);
+    assert_eq!(Incus.instance(&spec.instance).unwrap()["status"], "Running");
+}
+
 /// Invariant 9: what stopped while nobody held it is not started again.
 #[test]
 fn a_stopped_instance_that_is_taken_over_is_ended_and_not_started_again() {

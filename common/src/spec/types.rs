@@ -366,10 +366,19 @@ pub struct OutputLimits {
     pub log_bytes: u64,
     /// Bytes of the journal's guest records.
     pub event_bytes: u64,
+    /// How many incarnations that are over keep their outputs. Older ones lose them when the next one begins; what the journal
+    /// says of them stays.
+    pub incarnations: u32,
 }
 
 impl Default for OutputLimits {
     fn default() -> Self {
-        Self { artifact_bytes: 4 << 30, artifact_files: 10_000, log_bytes: 1 << 30, event_bytes: 1 << 30 }
+        Self {
+            artifact_bytes: 4 << 30,
+            artifact_files: 10_000,
+            log_bytes: 1 << 30,
+            event_bytes: 1 << 30,
+            incarnations: 10,
+        }
     }
 }

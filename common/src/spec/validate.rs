@@ -116,7 +116,9 @@ pub(super) fn validate(spec: &RuntimeSpec) -> Vec<FieldError> {
 
 /// Whether `text` may be an `identity.runtime_id`: it is a single, plain name then, and safe as that of a folder.
 pub fn is_runtime_id(text: &str) -> bool {
-    (1..=64).contains(&text.len())
+    // What names the state dir's owner, where each runtime has a folder.
+    text != "id"
+        && (1..=64).contains(&text.len())
         && text.starts_with(|c: char| c.is_ascii_alphanumeric())
         && text.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b))
 }
@@ -125,7 +127,7 @@ fn identity(spec: &RuntimeSpec, problems: &mut Problems) {
     problems.check(
         is_runtime_id(&spec.identity.runtime_id),
         "identity.runtime_id",
-        "must be 1 to 64 of A-Z a-z 0-9 . _ -, first a letter or a digit",
+        "must be 1 to 64 of A-Z a-z 0-9 . _ -, first a letter or a digit, and not `id`",
     );
     let name = &spec.identity.instance_name;
     let name_fits = (1..=63).contains(&name.len())
@@ -367,6 +369,8 @@ fn limits(spec: &RuntimeSpec, problems: &mut Problems) {
     problems.range("limits.artifact_files", limits.artifact_files, 0, 1_000_000);
     problems.range("limits.log_bytes", limits.log_bytes, 0, 1 << 50);
     problems.range("limits.event_bytes", limits.event_bytes, 1 << 20, 1 << 50);
+    // The last one at least: it is the one that a collector comes back to that dies while the next one begins.
+    problems.range("limits.incarnations", limits.incarnations.into(), 1, 1000);
 }
 
 fn labels(spec: &RuntimeSpec, problems: &mut Problems) {

@@ -49,7 +49,7 @@ impl LogReader {
     }
 }
 
-/// Follows one log file of one incarnation.
+/// Follows one log file of one incarnation, whoever drives it.
 #[derive(Debug)]
 pub struct LogFollower {
     follower: Follower,
@@ -60,11 +60,16 @@ pub struct LogFollower {
     end: u64,
     /// Nothing more is expected than what is durable.
     is_over: bool,
+    /// Whether the last record says that another owner has it.
+    is_anothers: bool,
+    /// The runtime's.
+    folder: PathBuf,
 }
 
 impl LogFollower {
-    pub(super) fn new(follower: Follower, reader: LogReader, incarnation: u32, file: String) -> Self {
-        Self { follower, reader, incarnation, file, end: 0, is_over: false }
+    /// `folder` is the runtime's.
+    pub(super) fn new(folder: PathBuf, follower: Follower, reader: LogReader, incarnation: u32, file: String) -> Self {
+        Self { follower, reader, incarnation, file, end: 0, is_over: false, is_anothers: false, folder }
     }
 
     /// The next bytes, never empty; waits for them. `None` where the incarnation is over and everything was given out.
@@ -81,7 +86,16 @@ impl LogFollower {
             if self.is_over {
                 return Ok(None);
             }
-            let Some((record, _)) = self.follower.next().await? else { return Ok(None) };
+            let Some((record, _)) = self.follower.next().await? else {
+                if self.is_anothers {
+                    return Ok(None);
+                }
+                // Whoever drove it in this process let go of it; the next one may be in another. What the journal says again from
+                // its beginning on is known here.
+                self.follower = Follower::new(&self.folder, None);
+                continue;
+            };
+            self.is_anothers = matches!(record.body, Body::Host(HostRecord::TakenOver { .. }));
             // What the removed segments said, a verdict among it, is in the snapshot that took their place.
             if let Some(base) = self.follower.take_base().filter(|base| base.incarnation == self.incarnation) {
                 self.end = base.log_lengths.get(&self.file).copied().unwrap_or(self.end);
@@ -117,7 +131,8 @@ mod tests {
         records.begin("v1:x".to_owned(), 0, Now::default());
         let follower = Follower::new(folder.path(), Some(writer.durable()));
         let path = folder.path().join("1/logs/guest.log");
-        let mut log = LogFollower::new(follower, LogReader::new(path), 1, "guest.log".to_owned());
+        let mut log =
+            LogFollower::new(folder.path().to_owned(), follower, LogReader::new(path), 1, "guest.log".to_owned());
         let mark = |end| BTreeMap::from([("guest.log".to_owned(), LogMark { guest: end, host: end })]);
         for (text, end) in [(&b"one\n"[..], 4), (b"two\n", 8)] {
             records.log("guest.log", text);
@@ -130,5 +145,39 @@ mod tests {
         records.begin("v1:x".to_owned(), 1, Now::default());
         writer.commit(records.take_commit(false).unwrap()).await.unwrap();
         assert_eq!(log.next().await.unwrap(), None, "a later incarnation is another log");
+    }
+
+    /// `ensure` drives a runtime until its workload runs, and lets go of it; whoever follows its log does not.
+    #[tokio::test]
+    async fn a_log_is_followed_from_one_writer_to_the_next() {
+        let folder = tempfile::tempdir().unwrap();
+        let committer = Committer::start().unwrap();
+        let open = || Writer::open(folder.path(), "job-7", committer.clone()).unwrap();
+        let path = folder.path().join("1/logs/guest.log");
+        let mark = |end| BTreeMap::from([("guest.log".to_owned(), LogMark { guest: end, host: end })]);
+        let mut log = None;
+        for (text, end) in [(&b"one\n"[..], 4), (b"two\n", 8), (b"three\n", 14)] {
+            let (mut writer, view) = open();
+            let mut records = Records::new(view, 1 << 20, 0);
+            if end == 4 {
+                records.begin("v1:x".to_owned(), 0, Now::default());
+            }
+            let log = log.get_or_insert_with(|| {
+                let follower = Follower::new(folder.path(), Some(writer.durable()));
+                let reader = LogReader::new(path.clone());
+                LogFollower::new(folder.path().to_owned(), follower, reader, 1, "guest.log".to_owned())
+            });
+            records.log("guest.log", text);
+            records.host(HostRecord::Logs { logs: mark(end) }, Now::default());
+            writer.commit(records.take_commit(false).unwrap()).await.unwrap();
+            drop(writer);
+            assert_eq!(log.next().await.unwrap().as_deref(), Some(text));
+        }
+        let (mut writer, view) = open();
+        let mut records = Records::new(view, 1 << 20, 0);
+        let taken = HostRecord::TakenOver { owner: "another".to_owned(), term: 2 };
+        records.host(taken, Now::default());
+        writer.commit(records.take_commit(false).unwrap()).await.unwrap();
+        assert_eq!(log.unwrap().next().await.unwrap(), None, "it is another's");
     }
 }

@@ -13,7 +13,7 @@ use pika_cloud_common::{Command, RuntimeSpec, Verdict};
 use tokio::sync::watch;
 
 use crate::clock::HostClock;
-use crate::driver::Until;
+use crate::driver::{Until, find, is_of};
 use crate::error::Error;
 use crate::incus::{Client, LifecycleEvents, Wakes};
 use crate::journal::{Committer, Follower, View};
@@ -164,7 +164,7 @@ impl Cloud {
                         // What was asked to be run again is running: from here on it is followed.
                         (Rerun::Again, _) if is_newer => rerun = Rerun::Answer,
                         // Somebody keeps its time.
-                        (Rerun::Again, _) if view.kept.is_some() => self.ask(id, Command::Destroy)?,
+                        (Rerun::Again, _) if view.kept.is_some() => self.make_way(spec, view.command).await?,
                         _ => {}
                     }
                     if *cancel.borrow() && rerun == Rerun::Answer && view.command.is_none() {
@@ -220,9 +220,7 @@ impl Cloud {
                             return Ok(Ensured::Adopted);
                         }
                         // Somebody keeps its time.
-                        (true, Rerun::Again) if view.kept.is_some() => {
-                            self.ask(&spec.identity.runtime_id, Command::Destroy)?;
-                        }
+                        (true, Rerun::Again) if view.kept.is_some() => self.make_way(spec, view.command).await?,
                         _ => {}
                     }
                     tokio::time::sleep(TAKE_OVER).await;
@@ -314,13 +312,14 @@ impl Cloud {
         let folder = self.folder(runtime_id)?;
         let Some(spec) = folder.read_spec() else { return Err(unknown(runtime_id)) };
         let view = read_view(&folder)?;
-        let instance = self.client.instance(&spec.incus.project, &spec.identity.instance_name).await?;
+        let (project, instance) = (&spec.incus.project, &spec.identity.instance_name);
+        let instance = find(&self.client, project, instance, runtime_id, self.state.owner()).await?;
         let outputs = folder.incarnation(view.incarnation);
         Ok(Inspection {
             runtime_id: runtime_id.to_owned(),
             spec,
             view,
-            instance_status: instance.map(|instance| instance.status),
+            instance_status: instance.filter(|view| is_of(view, runtime_id)).map(|view| view.status),
             outputs,
             driven_by: folder.driver(),
         })
@@ -369,7 +368,8 @@ impl Cloud {
         let folder = self.folder(runtime_id)?;
         let incarnation = read_view(&folder)?.incarnation.max(1);
         let path = folder.incarnation(incarnation).join(pika_cloud_common::paths::LOGS_DIR).join(file);
-        Ok(LogFollower::new(self.events(runtime_id)?, LogReader::new(path), incarnation, file.to_owned()))
+        let (reader, file) = (LogReader::new(path), file.to_owned());
+        Ok(LogFollower::new(folder.path().to_owned(), self.events(runtime_id)?, reader, incarnation, file))
     }
 
     /// The folder of an incarnation's outputs; its `logs/` grow live.
@@ -447,6 +447,15 @@ impl Cloud {
                 }
             }
         }
+    }
+
+    /// Has an instance destroyed whose time somebody keeps, for the next run of `spec`, if that can begin.
+    async fn make_way(&self, spec: &RuntimeSpec, asked: Option<Command>) -> Result<(), Error> {
+        if asked < Some(Command::Destroy) {
+            self.preflight(spec).await?;
+            self.ask(&spec.identity.runtime_id, Command::Destroy)?;
+        }
+        Ok(())
     }
 
     /// Tells whoever drives a runtime what is wanted, in this process or another.

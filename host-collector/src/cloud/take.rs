@@ -85,7 +85,7 @@ impl Cloud {
         // Before the folder is made, so that a spec that names what is missing leaves nothing.
         let is_checked = !folder.exists();
         if is_checked {
-            crate::preflight::check(&self.client, spec, self.state.owner()).await?;
+            self.preflight(spec).await?;
         }
         folder.make()?;
         let Ok(lock) = folder.lock()? else {
@@ -100,23 +100,32 @@ impl Cloud {
         }
         let fresh = is_over || journal.view().incarnation == 0;
         if fresh {
+            // Before anything is destroyed: what is kept stays where the next run cannot begin.
+            if !is_checked {
+                self.preflight(spec).await?;
+            }
             if is_over {
                 let earlier = folder.read_spec();
                 self.destroy_instance(earlier.as_ref().unwrap_or(spec), journal.view().term).await?;
-            }
-            if !is_checked {
-                crate::preflight::check(&self.client, spec, self.state.owner()).await?;
             }
             // Before the journal begins: what it says is always of the spec beside it, or over.
             folder.write_spec(spec)?;
             crate::state_dir::sync_folder(folder.path())?;
             self.state.take_request(id);
             journal.begin(hash(spec), &self.clock).await?;
+            // Invariant 5.
+            let before = journal.view().incarnation.saturating_sub(spec.limits.incarnations);
+            crate::driver::prune(folder.clone(), before);
         } else {
             same_spec(&folder, journal.view(), spec)?;
         }
         let driver = self.driver(spec.clone(), folder, journal, true)?;
         Ok(Taken::Driver { driver: Box::new(driver), fresh })
+    }
+
+    /// That a run of the spec can begin.
+    pub(super) async fn preflight(&self, spec: &RuntimeSpec) -> Result<(), Error> {
+        crate::preflight::check(&self.client, spec, self.state.owner()).await
     }
 
     /// Takes a runtime that was begun, with the spec in its folder; `None` where another drives it.

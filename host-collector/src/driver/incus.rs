@@ -11,7 +11,7 @@ use pika_cloud_common::wire::Transport;
 
 use super::backend::{Backend, Link};
 use crate::clock::HostClock;
-use crate::incus::{Client, Error, InstanceView, Labels, Ownership, Patched, label, provision};
+use crate::incus::{Client, Error, InstanceState, InstanceView, Labels, Ownership, Patched, label, provision};
 use crate::machine::{CallFailure, SessionLoss};
 use crate::runtime::{Answer, Call, Claim, Seen};
 use crate::transport::{dial_exec, dial_vsock};
@@ -81,18 +81,33 @@ impl Backend for IncusBackend {
 impl IncusBackend {
     async fn look(&self, instance: &str, search: bool) -> Result<Option<Seen>, CallFailure> {
         let project = &self.spec.incus.project;
-        let view = self.client.instance(project, instance).await.map_err(|error| failure(&error))?;
-        let is_ours =
-            |view: &InstanceView| claim(view).is_some_and(|claim| claim.runtime_id == self.spec.identity.runtime_id);
-        if search && view.as_ref().is_none_or(|view| !is_ours(view)) {
-            // A person may have given it another name.
-            let all = self.client.instances(project).await.map_err(|error| failure(&error))?;
-            // Ours before one that another collector took over (Invariant 6).
-            let owned = |view: &InstanceView| claim(view).is_some_and(|claim| claim.owner == *self.owner);
-            let renamed = all.into_iter().filter(is_ours).max_by_key(owned);
-            return Ok(renamed.or(view).map(seen));
+        let found = if search {
+            find(&self.client, project, instance, &self.spec.identity.runtime_id, &self.owner).await
+        } else {
+            self.client.instance(project, instance).await
+        };
+        match found.map_err(|error| failure(&error))? {
+            // Asked for by a collector that died, or did not hear the answer. Whose it is shows once it is there.
+            None if search && self.is_being_created(instance).await? => Ok(Some(self.unborn(instance))),
+            found => Ok(found.map(seen)),
         }
-        Ok(view.map(seen))
+    }
+
+    async fn is_being_created(&self, instance: &str) -> Result<bool, CallFailure> {
+        let asked = self.client.is_being_created(&self.spec.incus.project, instance).await;
+        asked.map_err(|error| failure(&error))
+    }
+
+    fn unborn(&self, instance: &str) -> Seen {
+        let runtime_id = self.spec.identity.runtime_id.clone();
+        Seen {
+            name: instance.to_owned(),
+            status: "being created".to_owned(),
+            state: InstanceState::Changing,
+            // No term is below any that is known.
+            claim: Some(Claim { runtime_id, owner: self.owner.to_string(), term: 0 }),
+            vsock: None,
+        }
     }
 
     /// Starts it for an incarnation, which its label names from before it runs: whoever takes it over goes on with that one.
@@ -156,6 +171,31 @@ impl IncusBackend {
         let ownership = Ownership { owner: self.owner.to_string(), term, incarnation };
         provision(&self.client, &self.spec, &ownership, self.clock.now().wall).await
     }
+}
+
+/// The instance of a runtime, under whatever name; where there is none, whatever has its name.
+pub(crate) async fn find(
+    client: &Client,
+    project: &str,
+    instance: &str,
+    runtime_id: &str,
+    owner: &str,
+) -> Result<Option<InstanceView>, Error> {
+    let view = client.instance(project, instance).await?;
+    if view.as_ref().is_some_and(|view| is_of(view, runtime_id)) {
+        return Ok(view);
+    }
+    // A person may have given it another name.
+    let all = client.instances(project).await?;
+    // Ours before one that another collector took over (Invariant 6).
+    let is_ours = |view: &InstanceView| claim(view).is_some_and(|claim| claim.owner == owner);
+    let renamed = all.into_iter().filter(|view| is_of(view, runtime_id)).max_by_key(is_ours);
+    Ok(renamed.or(view))
+}
+
+/// Whether an instance is that runtime's, whoever holds it.
+pub(crate) fn is_of(view: &InstanceView, runtime_id: &str) -> bool {
+    claim(view).is_some_and(|claim| claim.runtime_id == runtime_id)
 }
 
 fn seen(view: InstanceView) -> Seen {

@@ -37,7 +37,7 @@ use sink::Sink;
 
 pub use crate::state_dir::{RuntimeFolder, RuntimeLock};
 pub use backend::{Backend, Explain, Link};
-pub(crate) use incus::{IncusBackend, claim, failure};
+pub(crate) use incus::{IncusBackend, claim, failure, find, is_of};
 
 /// How long a deadline that has passed lets what comes in go first.
 const MAX_OVERDUE: Duration = Duration::from_millis(300);
@@ -94,6 +94,10 @@ pub struct Driver<B> {
     is_whole: bool,
     /// Since when a deadline that has passed lets others go first.
     overdue_since: Option<Duration>,
+    /// The number of the record that follows what told that the workload was started, or a later one.
+    accepted_before: Option<u64>,
+    /// The number of the first record in the last commit: those before it are durable.
+    durable_before: u64,
 }
 
 /// What a task beside the driver came to.
@@ -149,6 +153,8 @@ impl<B: Backend> Driver<B> {
             wakes,
             is_whole,
             overdue_since: None,
+            accepted_before: None,
+            durable_before: 0,
         })
     }
 
@@ -173,7 +179,7 @@ impl<B: Backend> Driver<B> {
             while let Some(effect) = self.core.next_effect() {
                 self.perform(effect).await?;
             }
-            if self.has_reached(until) && self.core.is_settled() {
+            if self.has_reached(until) && (self.core.is_settled() || self.is_accepted(until)) {
                 return Ok(());
             }
             // The next incarnation would be started without its secrets.
@@ -193,6 +199,17 @@ impl<B: Backend> Driver<B> {
             Until::Settled => is_done || phase == Phase::Kept,
             Until::Accepted => is_done || phase == Phase::Kept || self.core.view().accepted_at.is_some(),
         }
+    }
+
+    /// That it is durable that the workload was started, for whoever waits for no more: one that never stops talking always has
+    /// something that is not durable yet.
+    fn is_accepted(&mut self, until: Until) -> bool {
+        let view = self.core.view();
+        if until != Until::Accepted || view.accepted_at.is_none() {
+            return false;
+        }
+        let before = *self.accepted_before.get_or_insert(view.next_n);
+        self.durable_before >= before
     }
 
     async fn perform(&mut self, effect: Effect) -> Result<(), Error> {
@@ -223,12 +240,17 @@ impl<B: Backend> Driver<B> {
                     self.core.link_lost(loss, self.clock.now());
                 }
             }
-            Effect::Commit(commit) => self.writer.start(commit)?,
+            Effect::Commit(commit) => {
+                // There is never more than one under way.
+                self.durable_before = commit.first_n;
+                self.writer.start(commit)?;
+            }
             Effect::BeginArtifacts { incarnation, limits } => self.sink.begin(incarnation, limits),
             Effect::StoreArtifacts { within } => {
                 let stored = self.sink.store(within);
                 self.ops.spawn(async move { Op::Stored(stored.await) });
             }
+            Effect::Prune { before } => prune(self.folder.clone(), before),
             Effect::Derive { incarnation } => Box::pin(derive(self.folder.clone(), incarnation)).await?,
         }
         Ok(())
@@ -315,6 +337,15 @@ async fn derive(folder: RuntimeFolder, incarnation: u32) -> Result<(), Error> {
         tracing::warn!("what is derived from the journal is not written: {error}");
     }
     Ok(())
+}
+
+/// Removes old outputs, which nothing waits for: what of them is left goes when the next incarnation begins.
+pub(crate) fn prune(folder: RuntimeFolder, before: u32) {
+    tokio::task::spawn_blocking(move || {
+        if let Err(error) = folder.prune(before) {
+            tracing::warn!("outputs of old incarnations are left: {error}");
+        }
+    });
 }
 
 async fn sleep_until(at: Option<Instant>) {

@@ -1,5 +1,6 @@
 //! Waiting for an operation of Incus.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use hyper::Method;
@@ -9,6 +10,7 @@ use tokio::time::Instant;
 
 use super::client::{CALL_TIMEOUT, Client};
 use super::error::Error;
+use super::instance::encode;
 
 /// The longest single wait that Incus is asked for; the call around it may take [`CALL_TIMEOUT`] longer.
 const WAIT_SLICE: Duration = Duration::from_secs(30);
@@ -25,7 +27,48 @@ pub(super) struct Operation {
     pub(super) metadata: Value,
 }
 
+/// What Incus calls an operation that makes an instance.
+const CREATING: &str = "Creating instance";
+
+/// An operation in a list of them.
+#[derive(Debug, Deserialize)]
+struct Listed {
+    #[serde(default)]
+    status_code: u16,
+    #[serde(default)]
+    description: String,
+    /// Paths by their kind.
+    #[serde(default)]
+    resources: Option<BTreeMap<String, Vec<String>>>,
+}
+
+impl Listed {
+    fn creates(&self, name: &str) -> bool {
+        let is_it = |path: &String| path.split('?').next().and_then(|path| path.rsplit('/').next()) == Some(name);
+        self.description == CREATING
+            && progress(self.status_code) == Progress::Going
+            && self.resources.iter().flat_map(BTreeMap::values).flatten().any(is_it)
+    }
+}
+
 impl Client {
+    /// Whether Incus is at work on a create of an instance of that name, whoever asked for it: one that is not there yet may
+    /// come to be.
+    pub(crate) async fn is_being_created(&self, project: &str, name: &str) -> Result<bool, Error> {
+        // By status; nothing under way may be answered as null.
+        type ByStatus = Option<BTreeMap<String, Vec<Listed>>>;
+        let path = format!("/1.0/operations?recursion=1&project={}", encode(project));
+        match self.get::<ByStatus>(&path).await {
+            Ok(operations) => Ok(operations.iter().flat_map(BTreeMap::values).flatten().any(|one| one.creates(name))),
+            // Not everybody who may make instances may see operations, and a cluster that misses a member may not list them.
+            Err(Error::Refused { code, message, .. }) => {
+                tracing::debug!("operations cannot be read: {code} {message}");
+                Ok(false)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
     /// Makes a call that changes something, and waits until Incus has done it. Some calls are answered at once; some give
     /// an operation, which is then waited for until its own status says that it is over.
     pub(super) async fn change(

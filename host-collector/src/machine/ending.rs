@@ -170,7 +170,8 @@ impl Machine {
             Settled::Kept(left) => {
                 self.enter(Phase::Kept);
                 self.deadlines.settled = left.map(|left| now + left);
-                if !self.keeps() {
+                // Not at the next tick: whoever drives it to where it is kept would leave it (Invariant 4).
+                if !self.keeps() || left.is_some_and(|left| left.is_zero()) {
                     self.destroy(actions);
                 }
             }

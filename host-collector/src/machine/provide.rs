@@ -38,6 +38,8 @@ impl Machine {
             }
             // What may still be made behind our back would be left by us all.
             (Phase::Kept, Ok(Found::Absent)) if self.may_appear(now) => self.retry.later(now),
+            // A create that nobody hears the end of: Incus tells nobody when it fails.
+            (Phase::Kept, Ok(Found::Changing(_))) if self.provision.unsure_until.is_some() => self.retry.later(now),
             (Phase::Kept, Ok(Found::Absent)) => {
                 self.enter(Phase::Done);
                 actions.push(Action::Finish { destroyed: true, restart_in: None });

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use futures_util::future::join_all;
 use pika_cloud_common::verdict::{DeathCause, Outcome as End};
-use pika_cloud_common::{Command, State};
+use pika_cloud_common::{Command, RuntimeSpec, State};
 use tokio::sync::Semaphore;
 
 use super::plan::{InstanceName, LocalRuntime, Seen, SeenVolume, Standing, VolumeName, plan};
@@ -43,7 +43,7 @@ impl Cloud {
         report.unknown = options.take_over.iter().filter(|id| !known(id)).cloned().collect();
         let steps = seen.plan(self.state().owner(), options);
         if options.dry_run {
-            let outcome = |step: &Step| if is_report(step) { Outcome::Done } else { Outcome::Planned };
+            let outcome = |step: &Step| if is_said(step) { Outcome::Done } else { Outcome::Planned };
             report.done = steps.into_iter().map(|step| (outcome(&step), step)).map(|(o, s)| (s, o)).collect();
             return Ok(report);
         }
@@ -104,14 +104,16 @@ impl Cloud {
                 self.end_instance(instance, runtime_id, *term).await
             }
             Step::DeleteVolume { volume, runtime_id } => self.delete_orphan(volume, runtime_id).await,
-            Step::TakeOver { .. } | Step::TakeOverVolume { .. } | Step::Report { .. } => Outcome::Done,
+            Step::TakeOver { .. } | Step::TakeOverVolume { .. } | Step::Refuse { .. } | Step::Report { .. } => {
+                Outcome::Done
+            }
         }
     }
 
     /// Takes the runtime's lock, whether it has a folder or not, so that no `run` begins meanwhile.
     fn lock_out(&self, runtime_id: &str) -> Result<(RuntimeFolder, RuntimeLock), Outcome> {
         let folder = self.state().runtime(runtime_id);
-        let locked = folder.make().and_then(|()| folder.lock());
+        let locked = folder.make_for_lock().and_then(|()| folder.lock());
         match locked {
             Ok(Ok(lock)) => Ok((folder, lock)),
             Ok(Err(_)) => Err(driven()),
@@ -209,9 +211,18 @@ impl Cloud {
         folder.make()?;
         let Ok(lock) = folder.lock()? else { return Err(lost("its runtime is driven here").into()) };
         let mut journal = self.open_journal(&folder, lock, &spec)?;
+        if self.standing(&spec, journal.view()).is_of_another_life(&labels, self.state().owner()) {
+            return Err(lost("the journal of its runtime here is of an earlier one").into());
+        }
         let is_known = journal.view().incarnation >= labels.incarnation;
         if is_known && journal.view().taken_over.is_none() {
             return Ok(());
+        }
+        if !is_known {
+            // Before the journal begins: what it says is always of the spec beside it, or over. Of a spec without a journal, and
+            // of an instance with a higher term than the journal's, the next plan goes on.
+            folder.write_spec(&spec)?;
+            crate::state_dir::sync_folder(folder.path())?;
         }
         let (now, records) = (self.clock().now(), journal.records());
         records.boot(self.clock().boot_id(), now);
@@ -239,11 +250,7 @@ impl Cloud {
             };
             records.host(ended, now);
         }
-        // The spec makes it a runtime of this state dir, so that it comes last.
-        journal.commit().await?;
-        folder.write_spec(&spec)?;
-        crate::state_dir::sync_folder(folder.path())?;
-        Ok(())
+        journal.commit().await
     }
 
     /// What there is: Incus first, then the state dir. The order matters, see the module's docs.
@@ -299,27 +306,37 @@ impl Cloud {
     /// How a runtime of the state dir stands; `None` where its folder went meanwhile.
     fn local(&self, runtime_id: String) -> Option<LocalRuntime> {
         let folder = self.state().runtime(&runtime_id);
-        let unreadable = |problem: String| Some((0, Standing::Unreadable(problem)));
         let Some(spec) = folder.read_spec() else {
             let instance = InstanceName { project: String::new(), name: String::new() };
             let problem = format!("{}: its spec.json cannot be read", folder.path().display());
             let standing = Standing::Unreadable(problem);
-            return folder.exists().then_some(LocalRuntime { runtime_id, instance, incarnation: 0, standing });
+            return folder.exists().then_some(LocalRuntime { runtime_id, instance, incarnation: 0, term: 0, standing });
         };
+        let elsewise =
+            |standing| LocalRuntime { standing, incarnation: 0, term: 0, ..self.standing(&spec, &View::default()) };
         // The lock first: a journal that was read before could be another's by then.
-        let (incarnation, standing) = match folder.lock() {
-            Err(error) => unreadable(error.to_string()),
-            Ok(Err(_)) => Some((0, Standing::Driven)),
+        let local = match folder.lock() {
+            Err(error) => elsewise(Standing::Unreadable(error.to_string())),
+            Ok(Err(_)) => elsewise(Standing::Driven),
             Ok(Ok(_lock)) => match crate::cloud::read_view(&folder) {
-                Err(error) => unreadable(error.to_string()),
-                Ok(view) => Some((
-                    view.incarnation,
-                    standing(&view, spec.bootstrap.env.is_empty(), self.clock().boot_id(), self.clock().now()),
-                )),
+                Err(error) => elsewise(Standing::Unreadable(error.to_string())),
+                Ok(view) => self.standing(&spec, &view),
             },
-        }?;
-        let instance = InstanceName { project: spec.incus.project, name: spec.identity.instance_name };
-        Some(LocalRuntime { runtime_id, instance, incarnation, standing })
+        };
+        Some(LocalRuntime { runtime_id, ..local })
+    }
+
+    /// How a runtime stands whose journal was read.
+    fn standing(&self, spec: &RuntimeSpec, view: &View) -> LocalRuntime {
+        let (without_secrets, clock) = (spec.bootstrap.env.is_empty(), self.clock());
+        LocalRuntime {
+            runtime_id: spec.identity.runtime_id.clone(),
+            instance: InstanceName { project: spec.incus.project.clone(), name: spec.identity.instance_name.clone() },
+            incarnation: view.incarnation,
+            // Below that of whoever took it over, so that theirs is a later one.
+            term: view.taken_over.as_ref().map_or(view.term, |taken| taken.term.saturating_sub(1)),
+            standing: standing(view, without_secrets, clock.boot_id(), clock.now()),
+        }
     }
 }
 
@@ -362,14 +379,13 @@ fn standing(view: &View, without_secrets: bool, boot_id: &str, now: Now) -> Stan
 
 /// Whether a runtime has more to do, with that very instance.
 fn begun_with(folder: &RuntimeFolder, view: &View, instance: &InstanceName) -> bool {
-    let names = |spec: pika_cloud_common::RuntimeSpec| {
-        spec.incus.project == instance.project && spec.identity.instance_name == instance.name
-    };
+    let names =
+        |spec: RuntimeSpec| spec.incus.project == instance.project && spec.identity.instance_name == instance.name;
     view.incarnation > 0 && !view.is_settled() && folder.read_spec().is_some_and(names)
 }
 
-fn is_report(step: &Step) -> bool {
-    matches!(step, Step::Report { .. })
+fn is_said(step: &Step) -> bool {
+    matches!(step, Step::Report { .. } | Step::Refuse { .. })
 }
 
 fn is_end(step: &Step) -> bool {

@@ -17,8 +17,9 @@
 //! | an instance of ours without a journal here, that is to be destroyed on completion, or expired | end |
 //! | an instance of ours without a journal here, that its policy keeps | report |
 //! | an instance of ours of an older incarnation, or of another name than its journal's | end, or report where its policy keeps it |
-//! | an instance that was taken over by a collector that died before it had a journal | take over again, from ourselves |
+//! | an instance that was taken over by a collector that died before its journal said so | take over again, from ourselves |
 //! | an instance of another owner | report; take over only where the options name it, or all that expired |
+//! | the same, and a runtime of that name was run and ended here before | report, or refuse where the options name it |
 //! | a volume of ours that nothing uses and no runtime here knows | report; deleted only where the options say so |
 //! | anything without all our labels | nothing; a report where it has some of them |
 //!
@@ -78,11 +79,11 @@ pub enum Outcome {
 }
 
 impl ReconcileReport {
-    /// What could not be done, by name.
+    /// What could not be done, by name; what was asked for and refused is among it.
     pub fn failed(&self) -> Vec<String> {
-        let failed = |(step, outcome): &(Step, Outcome)| match outcome {
-            Outcome::Failed(_) => Some(step.name()),
-            _ => None,
+        let failed = |(step, outcome): &(Step, Outcome)| {
+            let is_failed = matches!(outcome, Outcome::Failed(_)) || matches!(step, Step::Refuse { .. });
+            is_failed.then(|| step.name())
         };
         self.done.iter().filter_map(failed).chain(self.unknown.iter().cloned()).collect()
     }

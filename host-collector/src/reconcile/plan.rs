@@ -49,7 +49,21 @@ pub(super) struct LocalRuntime {
     pub(super) instance: InstanceName,
     /// Of its journal.
     pub(super) incarnation: u32,
+    /// The highest term of which its journal knows that it was not another collector's. An instance that goes on with what is in
+    /// the journal, and is another's or was taken back, has a higher one.
+    pub(super) term: u64,
     pub(super) standing: Standing,
+}
+
+impl LocalRuntime {
+    /// Whether an instance is none of those that its journal speaks of, but of another runtime of the same name: one was ended
+    /// and another begun, here or elsewhere, and each counts its incarnations and terms anew. `us` is this state dir's owner.
+    pub(super) fn is_of_another_life(&self, labels: &Labels, us: &str) -> bool {
+        // Taken over, it has a higher term than any that was ours before.
+        let is_older = if labels.owner == us { labels.term < self.term } else { labels.term <= self.term };
+        let is_told = labels.incarnation <= self.incarnation;
+        is_told && (is_older || matches!(self.standing, Standing::Finished { destroyed: true }))
+    }
 }
 
 /// How a runtime of the state dir stands.
@@ -143,6 +157,13 @@ pub enum Step {
         /// Whose it was.
         runtime_id: String,
     },
+    /// Leave an instance alone whose take-over was asked for by its runtime's name.
+    Refuse {
+        /// Which.
+        instance: InstanceName,
+        /// For a person.
+        why: String,
+    },
     /// Leave something alone, and say so.
     Report {
         /// What it is.
@@ -157,7 +178,9 @@ impl Step {
     pub fn name(&self) -> String {
         match self {
             Self::Adopt { runtime_id } | Self::Cancel { runtime_id, .. } => format!("runtime {runtime_id}"),
-            Self::End { instance, .. } | Self::TakeOver { instance, .. } => instance.to_string(),
+            Self::End { instance, .. } | Self::TakeOver { instance, .. } | Self::Refuse { instance, .. } => {
+                instance.to_string()
+            }
             Self::TakeOverVolume { volume, .. } | Self::DeleteVolume { volume, .. } => volume.to_string(),
             Self::Report { what, .. } => what.clone(),
         }
@@ -171,6 +194,7 @@ impl Step {
             Self::End { .. } => "end",
             Self::TakeOver { .. } | Self::TakeOverVolume { .. } => "take_over",
             Self::DeleteVolume { .. } => "delete",
+            Self::Refuse { .. } => "refuse",
             Self::Report { .. } => "report",
         }
     }
@@ -179,7 +203,9 @@ impl Step {
     pub fn why(&self) -> String {
         match self {
             Self::Adopt { .. } => "its journal is not finished, and nobody drives it".to_owned(),
-            Self::Cancel { why, .. } | Self::End { why, .. } | Self::Report { why, .. } => why.clone(),
+            Self::Cancel { why, .. } | Self::End { why, .. } | Self::Refuse { why, .. } | Self::Report { why, .. } => {
+                why.clone()
+            }
             Self::TakeOver { runtime_id, from, .. } | Self::TakeOverVolume { runtime_id, from, .. } => {
                 format!("of runtime {runtime_id}, from owner {} with term {}", from.owner, from.term)
             }
@@ -278,8 +304,10 @@ impl Planner<'_> {
                 labels.runtime_id, labels.owner, labels.term, labels.runtime_id
             ));
         }
-        if let Some(problem) = self.take_over_problem(seen, labels) {
-            return report(problem);
+        match self.take_over_problem(seen, labels) {
+            Some(why) if named => return Some(Step::Refuse { instance: seen.instance.clone(), why }),
+            Some(why) => return report(why),
+            None => {}
         }
         Some(Step::TakeOver {
             instance: seen.instance.clone(),
@@ -310,6 +338,10 @@ impl Planner<'_> {
             Some(local) if local.instance != seen.instance && local.incarnation > 0 => {
                 Some(format!("it cannot be taken over: this state dir has a runtime {id} with another instance"))
             }
+            Some(local) if local.is_of_another_life(labels, self.owner) => Some(format!(
+                "it cannot be taken over: this state dir had an earlier runtime {id} of its own, whose journal says nothing of this \
+                 one. Take it over from another state dir (--state-dir), or move the folder {id} out of this one"
+            )),
             _ => None,
         }
     }
@@ -324,21 +356,32 @@ impl Planner<'_> {
             })
         };
         let report = |why: &str| Some(Step::Report { what: seen.instance.to_string(), why: why.to_owned() });
+        let take_again = || {
+            Some(Step::TakeOver {
+                instance: seen.instance.clone(),
+                runtime_id: labels.runtime_id.clone(),
+                from: Holder { owner: labels.owner.clone(), term: labels.term },
+            })
+        };
         let expired = labels.is_expired(self.now);
         let goes = labels.retention == RetentionPolicy::DestroyOnCompletion;
         let Some(local) = self.local.get(labels.runtime_id.as_str()) else {
             return match (labels.term > 1, goes, expired) {
-                (true, ..) if labels.read_spec(&seen.instance.project).is_some() => Some(Step::TakeOver {
-                    instance: seen.instance.clone(),
-                    runtime_id: labels.runtime_id.clone(),
-                    from: Holder { owner: labels.owner.clone(), term: labels.term },
-                }),
+                (true, ..) if labels.read_spec(&seen.instance.project).is_some() => take_again(),
                 (_, true, _) => end("ours, without a journal here, and to be destroyed on completion"),
                 (_, _, true) => end("ours, without a journal here, and expired"),
                 _ => report("ours, without a journal here, and kept by its policy"),
             };
         };
         let its_own = local.instance == seen.instance;
+        if labels.term > local.term && matches!(local.standing, Standing::NotBegun | Standing::Finished { .. }) {
+            // It was taken over, and not with what the journal says. A collector died before it had written that down.
+            return match labels.read_spec(&seen.instance.project) {
+                Some(_) if its_own && !local.is_of_another_life(labels, self.owner) => take_again(),
+                _ if expired => end("ours, taken over, and expired"),
+                _ => report("ours, taken over with a term that the journal of its runtime does not know"),
+            };
+        }
         match &local.standing {
             // Its collector knows.
             Standing::Driven => None,

@@ -43,6 +43,11 @@ pub enum Effect {
         /// What is left of the budget.
         within: std::time::Duration,
     },
+    /// Remove the outputs of old incarnations.
+    Prune {
+        /// Those with a lower number.
+        before: u32,
+    },
     /// Write the files that are derived from the journal.
     Derive {
         /// Of which incarnation.

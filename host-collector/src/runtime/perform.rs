@@ -213,6 +213,11 @@ impl Core {
         self.in_commit.iter_mut().for_each(super::Batch::forget_words);
         let spec_hash = self.records.view().spec_hash.clone().unwrap_or_default();
         self.records.begin(spec_hash, restarts, self.now);
+        let before = self.records.view().incarnation.saturating_sub(self.spec.limits.incarnations);
+        if before > 1 {
+            // Invariant 5.
+            self.effects.push_back(Effect::Prune { before });
+        }
         self.logs = LogMarks::new(self.spec.limits.log_bytes, &mut self.records, &std::collections::BTreeMap::new());
         self.intake = Intake::default();
         (self.session, self.collecting, self.instance_status, self.gather_until) = (None, None, None, None);

@@ -159,8 +159,8 @@ impl World {
                 let takes = self.random.time(Duration::from_micros(50), slow_disk);
                 self.at(now + takes, Event::Stored(serial, runtime));
             }
-            // What is derived is looked at by the oracle, which saw the effect.
-            Effect::Derive { .. } => {}
+            // What is derived is looked at by the oracle, which saw the effect; outputs are on no disk here.
+            Effect::Derive { .. } | Effect::Prune { .. } => {}
         }
     }
 
@@ -556,7 +556,8 @@ fn told(effect: &Effect) -> String {
         | Effect::Farewell
         | Effect::BeginArtifacts { .. }
         | Effect::StoreArtifacts { .. }
-        | Effect::Derive { .. } => format!("{effect:?}"),
+        | Effect::Derive { .. }
+        | Effect::Prune { .. } => format!("{effect:?}"),
     }
 }
 

@@ -83,12 +83,67 @@ async fn answer(mut stream: UnixStream, config: &Value, raced: bool, asked: &Mut
     } else if method == "GET" && path.starts_with("/1.0/instances/job-7?project=default ") {
         let instance = json!({ "name": "job-7", "project": "default", "status": "Stopped", "config": config });
         (200, json!({ "type": "sync", "metadata": instance }))
+    } else if method == "GET"
+        && (path.starts_with("/1.0/instances/unborn?") || path.starts_with("/1.0/instances/gone?"))
+    {
+        (404, json!({ "type": "error", "error": "Instance not found", "error_code": 404 }))
+    } else if method == "GET" && path.starts_with("/1.0/instances?recursion=1&project=default ") {
+        (200, json!({ "type": "sync", "metadata": [] }))
+    } else if method == "GET" && path.starts_with("/1.0/operations?recursion=1&project=default ") {
+        (200, json!({ "type": "sync", "metadata": operations() }))
     } else {
         (200, json!({ "type": "sync", "metadata": {} }))
     };
     let body = body.to_string();
     let head = format!("HTTP/1.1 {code} x\r\netag: v7\r\ncontent-length: {}\r\nconnection: close\r\n\r\n", body.len());
     stream.write_all((head + &body).as_bytes()).await.unwrap();
+}
+
+/// As Incus answers, in a project of its own and in the default one.
+fn operations() -> Value {
+    let operation = |code: u16, description: &str, path: &str| {
+        json!({ "id": "x", "class": "task", "description": description, "status_code": code,
+                "resources": { "instances": [path] }, "metadata": null, "may_cancel": false, "err": "" })
+    };
+    json!({
+        "running": [
+            operation(103, "Creating instance", "/1.0/instances/unborn"),
+            operation(103, "Deleting instance", "/1.0/instances/gone?project=default"),
+            json!({ "id": "y", "class": "token", "description": "x", "status_code": 103, "resources": null }),
+        ],
+        "success": [operation(200, "Creating instance", "/1.0/instances/gone?project=default")],
+    })
+}
+
+/// Invariant 4: a create that nobody heard the answer of may take long.
+#[tokio::test]
+async fn an_instance_that_is_being_created_is_not_taken_for_gone() {
+    let fake = Fake::new("job-7", "me", 1, false);
+    let look = async |instance: &str, search| match fake
+        .backend
+        .call(Call::Look { instance: instance.to_owned(), search })
+        .await
+    {
+        Answer::Looked(answer) => answer.unwrap(),
+        answer => panic!("{answer:?}"),
+    };
+    let seen = look("unborn", true).await.unwrap();
+    assert_eq!((seen.state, seen.status.as_str()), (InstanceState::Changing, "being created"));
+    assert_eq!(seen.claim.unwrap().owner, "me");
+    assert_eq!(look("unborn", false).await, None, "nothing was asked for yet");
+    assert_eq!(look("gone", true).await, None);
+
+    let destroy = async |instance: &str| match fake
+        .backend
+        .call(Call::Destroy { instance: instance.to_owned(), term: 1 })
+        .await
+    {
+        Answer::Destroyed(answer) => answer,
+        answer => panic!("{answer:?}"),
+    };
+    let failure = destroy("unborn").await.unwrap_err();
+    assert!(failure.transient && failure.message.contains("still creating"), "{failure:?}");
+    assert_eq!(destroy("gone").await.unwrap(), crate::machine::Destroyed::Gone);
 }
 
 fn start(incarnation: u32) -> Call {

@@ -36,6 +36,8 @@ fn a_new_collector_goes_on_where_the_last_one_stopped() {
         // Somebody may have deleted it while nobody looked.
         (keep(), settled(Settled::Kept(None)), vec![Action::Look], Phase::Kept),
         (keep(), gone(), vec![Action::Destroy], Phase::Destroying),
+        // The time that it was kept for passed while nobody looked.
+        (keep(), settled(Settled::Kept(Some(Duration::ZERO))), vec![Action::Destroy], Phase::Destroying),
         (again(), settled(Settled::Resting(SECOND)), vec![], Phase::Resting),
         (
             again(),

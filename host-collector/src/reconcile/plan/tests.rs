@@ -48,7 +48,7 @@ fn expired(labels: &mut Labels) {
 }
 
 fn local(name: &str, standing: Standing) -> LocalRuntime {
-    LocalRuntime { runtime_id: name.to_owned(), instance: at(name), incarnation: 2, standing }
+    LocalRuntime { runtime_id: name.to_owned(), instance: at(name), incarnation: 2, term: 1, standing }
 }
 
 const UNFINISHED: Standing = Standing::Unfinished { needs_spec: false };
@@ -128,7 +128,7 @@ fn one_whose_spec_no_label_holds_is_taken_over_only_to_be_ended() {
         seen.labels.as_mut().unwrap().spec = None;
         seen
     };
-    assert_eq!(steps(&[], &[without(theirs("a", false))], &[], &naming(&["a"])), ["report instance default/a"]);
+    assert_eq!(steps(&[], &[without(theirs("a", false))], &[], &naming(&["a"])), ["refuse instance default/a"]);
     assert_eq!(steps(&[], &[without(theirs("a", true))], &[], &naming(&["a"])), ["take_over instance default/a"]);
     let taken = without(seen("a", |labels| (labels.term, labels.expires_at) = (2, Some(NOW))));
     assert_eq!(plain(&[], &[taken]), ["end instance default/a"]);
@@ -145,15 +145,44 @@ fn what_another_owner_holds_is_left_alone_unless_it_is_named() {
     assert_eq!(steps(&[], &all, &[], &expired), [reports[0], "take_over instance default/b", reports[2]]);
     assert_eq!(steps(&[], &all, &[], &naming(&["a", "c"])), ["take_over instance default/a", reports[1], reports[2]]);
     // Taken over from us: it is not driven any more.
-    assert_eq!(steps(&[local("a", UNFINISHED)], &all[..1], &[], &ReconcileOptions::default()), reports[..1]);
-    assert_eq!(steps(&[local("a", UNFINISHED)], &all[..1], &[], &naming(&["a"])), ["take_over instance default/a"]);
+    let from_us = [of_term(2, THEM)];
+    assert_eq!(steps(&[local("a", UNFINISHED)], &from_us, &[], &ReconcileOptions::default()), reports[..1]);
+    assert_eq!(steps(&[local("a", UNFINISHED)], &from_us, &[], &naming(&["a"])), ["take_over instance default/a"]);
+}
+
+/// Of an incarnation that [`local`] knows of.
+fn of_term(term: u64, owner: &str) -> Seen {
+    seen("a", |labels| (labels.term, labels.owner) = (term, owner.to_owned()))
+}
+
+/// Invariant 4: incarnations and terms of another life of that name are counted from 1, too.
+#[test]
+fn an_earlier_life_of_that_name_says_nothing_of_this_one() {
+    let named = |standing: Standing, term: u64, seen: Seen| {
+        let local = LocalRuntime { term, ..local("a", standing) };
+        steps(&[local], &[seen], &[], &naming(&["a"])).pop().unwrap_or_default()
+    };
+    let (take, refuse) = ("take_over instance default/a", "refuse instance default/a");
+    // What was destroyed here is not there any more, whatever its terms were.
+    assert_eq!(named(DESTROYED, 1, of_term(1, THEM)), refuse);
+    assert_eq!(named(DESTROYED, 1, of_term(9, THEM)), refuse);
+    // Taken over from us it would have a higher term.
+    for standing in [UNFINISHED, FINISHED, Standing::Kept] {
+        assert_eq!(named(standing.clone(), 3, of_term(3, THEM)), refuse, "{standing:?}");
+        assert_eq!(named(standing.clone(), 3, of_term(4, THEM)), take, "{standing:?}");
+    }
+    // A later incarnation has a place of its own in the journal, after whatever ended there.
+    let later = seen("a", |labels| {
+        (labels.owner, labels.incarnation) = (THEM.to_owned(), 3);
+    });
+    assert_eq!(named(DESTROYED, 1, later), take);
 }
 
 #[test]
 fn a_take_over_that_would_mix_runtimes_is_refused() {
     let refused = |local: &[LocalRuntime], seen: &[Seen]| {
         let steps = steps(local, seen, &[], &naming(&["a"]));
-        assert!(steps.iter().all(|step| step.starts_with("report")), "{steps:?}");
+        assert!(steps.iter().all(|step| step.starts_with("refuse")), "{steps:?}");
     };
     let elsewhere = Seen { instance: at("z"), ..theirs("a", false) };
     refused(&[], &[theirs("a", false), elsewhere.clone()]);
@@ -170,6 +199,20 @@ fn a_take_over_that_was_cut_short_is_gone_on_with() {
     let steps = plan(&[], &[taken], &[], US, NOW, &ReconcileOptions::default());
     let [Step::TakeOver { from, .. }] = steps.as_slice() else { panic!("{steps:?}") };
     assert_eq!(*from, Holder { owner: US.to_owned(), term: 2 });
+    // A runtime of that name is known here, and not what was taken.
+    let taken = |term, incarnation| seen("a", |labels| (labels.term, labels.incarnation) = (term, incarnation));
+    let local = |standing, incarnation| LocalRuntime { incarnation, ..local("a", standing) };
+    for local in [local(DESTROYED, 1), local(FINISHED, 1), local(FINISHED, 2), local(Standing::NotBegun, 0)] {
+        let steps = plain(std::slice::from_ref(&local), &[taken(2, 2)]);
+        assert_eq!(steps, ["take_over instance default/a"], "{local:?}");
+        let ended = plain(std::slice::from_ref(&local), &[taken(1, 2)]);
+        assert_eq!(ended, ["end instance default/a"], "made here, {local:?}");
+    }
+    assert_eq!(
+        plain(&[local(DESTROYED, 2)], &[taken(2, 2)]),
+        ["report instance default/a"],
+        "nobody knows what that is"
+    );
 }
 
 #[test]

@@ -111,6 +111,7 @@ impl Shell {
             Effect::BeginArtifacts { incarnation, .. } => format!("begin artifacts {incarnation}"),
             Effect::StoreArtifacts { within } => format!("store within {within:?}"),
             Effect::Derive { incarnation } => format!("derive {incarnation}"),
+            Effect::Prune { before } => format!("prune before {before}"),
         }
     }
 
