@@ -358,6 +358,11 @@ impl Incus {
         taken
     }
 
+    /// Whether an instance of that name was made since then.
+    pub fn was_made_since(&self, name: &str, asked_at: Duration) -> bool {
+        self.made_at.get(name).is_some_and(|last| *last > asked_at)
+    }
+
     /// Something happened to an instance beside all calls.
     pub fn set_status(&mut self, name: &str, status: Status) -> bool {
         self.instances.get_mut(name).map(|found| found.status = status).is_some()

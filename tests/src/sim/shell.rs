@@ -500,6 +500,18 @@ impl World {
         Some(Seen { name, status: status.as_str().to_owned(), state, claim: claim(&config), vsock: vsock_of(&config) })
     }
 
+    /// Whether Incus has an operation under way that will make it, whoever still waits for that.
+    fn is_being_created(&self, name: &str) -> bool {
+        let will_be = |operation: &Operation| {
+            let is_create = operation.name == name && matches!(operation.ask, Ask::Create(_));
+            // One whose name was given to another since was refused.
+            is_create
+                && operation.course.effect.is_some_and(|at| at > self.now)
+                && !self.incus.was_made_since(name, operation.asked_at)
+        };
+        self.operations.iter().any(will_be)
+    }
+
     /// The next step of a destruction, as the real shell takes it; or what it came to.
     fn destroy_on(&mut self, at: usize, came: Result<Reply, Failure>) -> Option<Result<Destroyed, CallFailure>> {
         let runtime = self.operations[at].runtime;
@@ -519,6 +531,9 @@ impl World {
                 }
                 _ => return Some(Ok(Destroyed::Gone)),
             },
+            (Ask::Look, Ok(_)) if self.is_being_created(&self.operations[at].name) => {
+                return Some(Err(CallFailure { transient: true, message: "being created".to_owned() }));
+            }
             (Ask::Stop, Err(problem)) if problem.transient => return Some(Err(failure(problem))),
             // The labels are read right before each change.
             (Ask::Stop, _) => Ask::Look,
