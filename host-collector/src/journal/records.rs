@@ -131,7 +131,7 @@ impl Records {
         }
     }
 
-    /// Adds what the host did or saw. Words of guests, sessions and Incus are quoted up to [`MAX_TEXT_BYTES`].
+    /// Adds what the host did or saw. Words of guests, sessions and Incus are quoted up to `MAX_TEXT_BYTES`.
     pub fn host(&mut self, mut record: HostRecord, now: Now) {
         clip_texts(&mut record);
         self.append(self.view.incarnation, &record, now);

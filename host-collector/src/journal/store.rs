@@ -35,7 +35,7 @@ use super::view::View;
 /// | `ended` | a message, an error and Incus's word |
 /// | `collected` | an error |
 /// | `verdict` | the five of the above and the last event, file systems, and the console |
-/// | `kept`, `state`, `finished`, `taken_over` | nothing; with what stands around all of these, [`FRAMES`] |
+/// | `kept`, `state`, `finished`, `taken_over` | nothing; with what stands around all of these, `FRAMES` |
 pub const RESERVE: u64 = (EVENT_OR_CONSOLE + DOCUMENTS + 10 * MAX_TEXT_BYTES + MAX_FULL_BYTES + FRAMES) as u64;
 
 /// The longest event, or the longest console twice: in its record and in the verdict.

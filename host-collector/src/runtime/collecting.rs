@@ -109,8 +109,8 @@ impl Core {
     }
 
     /// The end of the console is here, as far as there is one.
-    pub(super) fn console(&mut self, console: Option<String>) {
-        if let Some(tail) = console.as_deref().and_then(super::console::tail) {
+    pub(super) fn console(&mut self, console: Option<&str>) {
+        if let Some(tail) = console.and_then(super::console::tail) {
             self.record_last(HostRecord::Console { tail });
         }
         if self.under_way().is_none() {
@@ -200,7 +200,7 @@ impl Core {
         self.send(HostMessage::Archive(Archive { globs, limits, after: None }));
     }
 
-    pub(super) fn collecting_looked(&mut self, answer: Result<Found, CallFailure>) {
+    pub(super) fn collecting_looked(&mut self, answer: &Result<Found, CallFailure>) {
         if self.under_way().is_none() {
             return;
         }
@@ -222,7 +222,7 @@ impl Core {
         let given_up = collecting.lost_sessions >= MAX_LOST_SESSIONS;
         match loss {
             SessionLoss::Lost(_) | SessionLoss::NoTransport(_) | SessionLoss::NewStream if !given_up => {
-                self.collect_later()
+                self.collect_later();
             }
             SessionLoss::NewStream => self.came_to_its_end(Some("the guest booted again".to_owned()), 0),
             SessionLoss::Lost(problem)

@@ -240,7 +240,7 @@ impl Core {
             }
             Answer::Console(console) => {
                 if self.calls.console.take_if(|console| *console == id).is_some() {
-                    self.console(console);
+                    self.console(console.as_deref());
                 }
             }
             change => {
@@ -276,7 +276,7 @@ impl Core {
         }
         let found = answer.map(|seen| self.found(seen));
         if self.collecting.is_some() && !matches!(found, Ok(Found::TakenOver { .. })) {
-            return self.collecting_looked(found);
+            return self.collecting_looked(&found);
         }
         // A create that is under way has the last word on that, and the instance is looked at anew then (Invariant 4).
         if found == Ok(Found::Absent) && self.phase() == Phase::Kept && self.calls.change.is_some() {

@@ -314,7 +314,7 @@ impl Incus {
             .filter(|instance| instance.status != Status::Stopped)
             .filter_map(|instance| instance.config.get(VSOCK_ID).cloned())
             .collect();
-        let free = (10..).map(|cid: u32| cid.to_string()).find(|cid| !taken.contains(cid));
+        let free = (10..1000).map(|cid: u32| cid.to_string()).find(|cid| !taken.contains(cid));
         let Some(found) = self.instances.get_mut(name) else { return };
         found.status = Status::Running;
         if found.config.contains_key(MACHINE_UUID) {

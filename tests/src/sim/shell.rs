@@ -275,7 +275,8 @@ impl World {
         let may_move = transport == Transport::Vsock && !self.quiet;
         if may_move && self.random.chance(self.plan.moved) {
             let others = (0..self.inhabitants.len()).filter(|other| *other != runtime);
-            let stranger = others.filter(|other| self.inhabitants[*other].guest.machine.uuid.is_some()).last();
+            let mut machines = others.filter(|other| self.inhabitants[*other].guest.machine.uuid.is_some());
+            let stranger = machines.next_back();
             match stranger.filter(|_| self.random.chance(500)) {
                 Some(stranger) => guest = stranger,
                 None => self.incus.renumber(&self.inhabitants[runtime].name),

@@ -140,7 +140,7 @@ impl Backend for VmBackend {
                 return Err(SessionLoss::Lost("there is no agent of Incus in this VM".to_owned()));
             }
             let vsock = vsock.ok_or_else(|| SessionLoss::Lost("there is no VM".to_owned()))?;
-            let dial = || async { vsock.dial(VSOCK_PORT, DIAL_LIMIT).await.map_err(of_the_kernel) };
+            let dial = || async { vsock.dial(VSOCK_PORT, DIAL_LIMIT).await.map_err(|error| of_the_kernel(&error)) };
             let dialled = connect_patiently(dial).await;
             let (reader, writer) = dialled.map_err(|error| SessionLoss::Lost(error.to_string()))?.into_split();
             let (reader, writer, diagnosis) = (Box::new(reader), Box::new(writer), Box::new(Ended));
@@ -150,7 +150,7 @@ impl Backend for VmBackend {
 }
 
 /// What the kernel of a host with real vsock would say.
-fn of_the_kernel(error: DialError) -> VsockError {
+fn of_the_kernel(error: &DialError) -> VsockError {
     match error {
         DialError::NoDevice(_) => VsockError::NoMachine,
         DialError::NotUp | DialError::Closed => VsockError::NotListening,

@@ -69,7 +69,7 @@ fn what_is_kept_may_still_be_made() {
     let mut bench = Bench::from(keeping(RetentionPolicy::KeepUntilStopped), &unheard);
     assert_eq!(bench.last, [Action::Look], "the collector that asked for it died");
     let begin = bench.now;
-    while bench.found(Found::Absent) == [] {
+    while bench.found(Found::Absent).is_empty() {
         bench.wait_next();
         assert_eq!(bench.last, [Action::Look]);
     }
