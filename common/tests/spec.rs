@@ -493,7 +493,8 @@ fn what_is_valid_fits_a_message() {
             extra: serde_json::Map::new(),
         };
         let (env, cwd) = (spec.bootstrap.env.clone(), spec.bootstrap.cwd.clone());
-        let start = Start { request_id: "a".repeat(80), request, env, cwd, stop_grace_secs: u64::MAX };
+        let (request_id, mounts) = ("a".repeat(80), vec![]);
+        let start = Start { request_id, request, env, cwd, mounts, stop_grace_secs: u64::MAX };
         let mut line = Vec::new();
         HostMessage::Start(start).write(&mut line);
         line.len() - 1

@@ -756,3 +756,26 @@ fn a_host_that_means_another_machine_is_refused() {
     ours.say(&hello(&uuid.trim().to_ascii_lowercase(), 1));
     ours.find_hello();
 }
+
+/// In a virtual machine mounts come some time after the boot, and a job that began before would find empty folders.
+#[test]
+fn a_workload_waits_for_its_mounts() {
+    let guest = Guest::new();
+    let begin = |mounts: &[&str], id: &str, timeout_secs| {
+        let mut start = start(id, "echo began");
+        start.mounts = mounts.iter().map(|mount| (*mount).to_owned()).collect();
+        start.request.timeout_secs = timeout_secs;
+        let mut owner = guest.owner();
+        owner.say(&HostMessage::Start(start));
+        owner
+    };
+    begin(&["/", "/proc"], "r.1", 0).find_event("completed");
+    // Its time is the workload's own.
+    let failed = begin(&["/proc", "/not/mounted"], "r.2", 1).find_event("failed");
+    assert!(failed.message.contains("`/not/mounted` is not mounted"), "{}", failed.message);
+    assert_eq!(failed.exit_code(), Some(126));
+    let mut ended = begin(&["/not/mounted"], "r.3", 0);
+    ended.find_event("starting");
+    ended.signal("TERM");
+    assert!(ended.find_event("failed").message.contains("ended before it began"));
+}

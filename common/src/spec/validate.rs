@@ -320,7 +320,7 @@ fn workload(spec: &RuntimeSpec, problems: &mut Problems) {
         problems.add(
             "bootstrap.env",
             format!(
-                "takes {bytes} bytes as JSON together with entry_command and cwd, must be at most {MAX_START_BYTES}: \
+                "takes {bytes} bytes as JSON together with entry_command, cwd and the mounts, must be at most {MAX_START_BYTES}: \
                  put what is long into a read_only_snapshot mount"
             ),
         );
@@ -338,7 +338,8 @@ fn workload(spec: &RuntimeSpec, problems: &mut Problems) {
 fn start_bytes(spec: &RuntimeSpec) -> usize {
     let bootstrap = &spec.bootstrap;
     // Strings and a map of strings are serializable.
-    serde_json::to_string(&(&spec.entry_command, &bootstrap.env, &bootstrap.cwd)).expect("serializable").len()
+    let mounts: Vec<_> = spec.mounts.iter().map(|mount| &mount.guest_path).collect();
+    serde_json::to_string(&(&spec.entry_command, &bootstrap.env, &bootstrap.cwd, mounts)).expect("serializable").len()
 }
 
 fn watchdogs(watchdogs: &Watchdogs, problems: &mut Problems) {

@@ -127,6 +127,10 @@ pub struct Start {
     /// The workload's working folder; `/` where absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cwd: Option<String>,
+    /// Folders that must be mounted before the workload begins, absolute. In a virtual machine Incus's own agent mounts them,
+    /// at some time after the boot.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub mounts: Vec<String>,
     /// Seconds between TERM and KILL.
     #[serde(default = "Start::default_stop_grace_secs")]
     pub stop_grace_secs: u64,
@@ -140,6 +144,7 @@ impl std::fmt::Debug for Start {
             .field("request", &self.request)
             .field("env", &self.env.keys())
             .field("cwd", &self.cwd)
+            .field("mounts", &self.mounts)
             .field("stop_grace_secs", &self.stop_grace_secs)
             .finish()
     }

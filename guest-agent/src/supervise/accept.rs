@@ -143,6 +143,9 @@ fn check(start: &Start) -> Result<(), String> {
     if let Some((name, _)) = start.env.iter().find(|(name, value)| bad_name(name) || value.contains('\0')) {
         return Err(format!("`{}` cannot be an environment variable", name.escape_default()));
     }
+    if let Some(mount) = start.mounts.iter().find(|mount| !mount.starts_with('/')) {
+        return Err(format!("the mount `{}` is not an absolute path", mount.escape_default()));
+    }
     match &start.cwd {
         Some(cwd) if !cwd.starts_with('/') || cwd.contains('\0') => {
             Err(format!("the working folder `{}` is not an absolute path", cwd.escape_default()))

@@ -25,6 +25,7 @@ use serde_json::{Value, json};
 use super::ending::Ending;
 use super::logs::Log;
 use super::memory::{self, KillCounter};
+use super::mounts;
 use super::signals::{self, Signals};
 use super::spawn::{self, What};
 use crate::ledger::{self, AckFile, Draft, FileLock, Ledger, LedgerError, OwnerFile};
@@ -46,6 +47,8 @@ pub struct Job {
     pub timeout: Option<Duration>,
     /// How long between TERM and KILL.
     pub stop_grace: Duration,
+    /// Folders that must be mounted before it begins. The time that this takes is the workload's.
+    pub mounts: Vec<String>,
     /// How long to stay after its end for an owner to have everything, where one was seen.
     pub wait_release: Duration,
 }
@@ -63,6 +66,7 @@ impl Job {
             },
             timeout: Some(request.timeout_secs).filter(|&secs| secs > 0).map(Duration::from_secs),
             stop_grace: Duration::from_secs(start.stop_grace_secs),
+            mounts: start.mounts,
             wait_release: RELEASE_TIMEOUT,
         }
     }
@@ -146,6 +150,12 @@ pub fn run_job(ledger: &Ledger, lock: OwnedFd, job: &Job) -> Result<i32, LedgerE
 
 /// Runs the workload to its own end.
 fn run_workload(ledger: &Ledger, job: &Job, signals: &Signals, log: &mut Log) -> Ending {
+    let began = Instant::now();
+    let time_is_up = job.timeout.and_then(|timeout| began.checked_add(timeout));
+    if let Err(error) = mounts::wait_for(&job.mounts, signals, time_is_up) {
+        log.say(&error.to_string());
+        return Ending::not_started(126, error.to_string());
+    }
     let kills = KillCounter::begin();
     let spawned = match spawn::spawn(ledger, &job.what) {
         Ok(spawned) => spawned,
@@ -164,7 +174,7 @@ fn run_workload(ledger: &Ledger, job: &Job, signals: &Signals, log: &mut Log) ->
         }
     };
     let mut running = Running { ledger, job, signals, log, pid, pidfd, output: Some(spawned.output), killed: false };
-    let ending = running.run();
+    let ending = running.run(time_is_up);
     ending.with_memory(&kills, running.killed)
 }
 
@@ -246,9 +256,7 @@ struct Running<'a> {
 }
 
 impl Running<'_> {
-    fn run(&mut self) -> Ending {
-        let began = Instant::now();
-        let mut deadline = self.job.timeout.and_then(|timeout| began.checked_add(timeout));
+    fn run(&mut self, mut deadline: Option<Instant>) -> Ending {
         let mut timed_out = None;
         loop {
             if self.wait(deadline) {

@@ -23,6 +23,7 @@ mod ending;
 mod job;
 mod logs;
 mod memory;
+mod mounts;
 pub mod signals;
 mod spawn;
 

@@ -441,6 +441,7 @@ pub fn start(request_id: &str, command: &str) -> Start {
         },
         env: std::collections::BTreeMap::new(),
         cwd: None,
+        mounts: Vec::new(),
         stop_grace_secs: 1,
     }
 }

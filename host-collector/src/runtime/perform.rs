@@ -1,8 +1,9 @@
 //! Carrying out what the machine decided, and bringing back what came of it.
 
 use pika_cloud_common::request::REQUEST_SCHEMA_VERSION;
+use pika_cloud_common::spec::InstanceType;
 use pika_cloud_common::wire::{Empty, HostMessage, Signal, Start as StartMessage, Transport};
-use pika_cloud_common::{GuestRequest, State};
+use pika_cloud_common::{GuestRequest, RuntimeSpec, State};
 
 use super::{Answer, Call, CallId, Core, Effect, Intake, LogMarks, Peer, Seen};
 use crate::incus::InstanceState;
@@ -152,6 +153,7 @@ impl Core {
             },
             env: spec.bootstrap.env.clone(),
             cwd: spec.bootstrap.cwd.clone(),
+            mounts: mounts_to_wait_for(spec),
             stop_grace_secs: spec.watchdogs.stop_grace_secs,
         });
         if self.records.view().start_sent.is_none() {
@@ -305,5 +307,13 @@ impl Core {
             InstanceState::Changing => Found::Changing(seen.status),
             InstanceState::Error => Found::Error,
         }
+    }
+}
+
+/// A container has its mounts before it runs. Into a virtual machine Incus's own agent brings them, and ours may be faster.
+fn mounts_to_wait_for(spec: &RuntimeSpec) -> Vec<String> {
+    match spec.incus.instance_type {
+        InstanceType::Container => Vec::new(),
+        InstanceType::VirtualMachine => spec.mounts.iter().map(|mount| mount.guest_path.clone()).collect(),
     }
 }

@@ -21,6 +21,7 @@ pub(crate) fn run(args: RunArgs) -> Result<u8, Failure> {
             what: What::Program(args.command),
             timeout: None,
             stop_grace: args.stop_grace,
+            mounts: Vec::new(),
             wait_release: RELEASE_TIMEOUT,
         },
         Some(path) => {
@@ -34,6 +35,7 @@ pub(crate) fn run(args: RunArgs) -> Result<u8, Failure> {
                     cwd: None,
                 },
                 stop_grace: args.stop_grace,
+                mounts: Vec::new(),
                 wait_release: RELEASE_TIMEOUT,
             }
         }

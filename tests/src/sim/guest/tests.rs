@@ -23,6 +23,7 @@ fn start(request_id: &str) -> HostMessage {
         },
         env: BTreeMap::new(),
         cwd: None,
+        mounts: Vec::new(),
         stop_grace_secs: 1,
     })
 }
