@@ -1,5 +1,6 @@
 //! `pika-cloud doctor`: what is missing on this host, and the command that mends it.
 
+use std::path::Path;
 use std::process::ExitCode;
 
 use pika_host_collector::incus::{self, Client};
@@ -26,6 +27,7 @@ pub(crate) async fn doctor(args: &Args) -> Result<ExitCode, Failure> {
             let version = &server.environment.server_version;
             findings.push(Finding::Good(format!("Incus {version} answers at {}", client.socket().display())));
             findings.extend(storage(&client).await);
+            findings.extend(machines(&server.environment.driver));
         }
         Err(error @ incus::Error::NoPermission { .. }) => findings.push(Finding::Missing {
             what: error.to_string(),
@@ -58,6 +60,22 @@ fn state_dir_finding(config: &Config) -> Finding {
             Finding::Missing { what: error.to_string(), mend: "name a writable folder with --state-dir DIR".to_owned() }
         }
     }
+}
+
+/// Virtual machines are dialled over vsock, where Incus runs any.
+fn machines(drivers: &str) -> Option<Finding> {
+    let runs_machines = drivers.contains("qemu");
+    runs_machines.then(|| {
+        if Path::new("/dev/vsock").exists() {
+            Finding::Good("virtual machines can be dialled over vsock".to_owned())
+        } else {
+            Finding::Missing {
+                what: "virtual machines cannot be dialled over vsock: there is no /dev/vsock".to_owned(),
+                mend: "modprobe vhost_vsock, as root, and `echo vhost_vsock > /etc/modules-load.d/vhost_vsock.conf`"
+                    .to_owned(),
+            }
+        }
+    })
 }
 
 async fn storage(client: &Client) -> Vec<Finding> {
