@@ -10,7 +10,17 @@ use crate::incus::{Client, Labels, check_volume, root_disk, root_pool};
 
 /// Checks that Incus has what the spec names, and that the name is free or ours.
 pub(crate) async fn check(client: &Client, spec: &RuntimeSpec, owner: &str) -> Result<(), Error> {
-    client.server().await?;
+    let server = client.server().await?;
+    if spec.incus.instance_type == InstanceType::VirtualMachine && !server.environment.driver.contains("qemu") {
+        return Err(Error::Missing {
+            what: "driver for virtual machines",
+            name: "qemu".to_owned(),
+            project: String::new(),
+            way_out: "install QEMU and load vhost_vsock on the host, and start Incus anew (`incus info` names its drivers), or \
+                      set incus.instance_type to \"container\""
+                .to_owned(),
+        });
+    }
     mounts(spec)?;
     let project = &spec.incus.project;
     if !client.has_project(project).await? {

@@ -76,7 +76,7 @@ pub struct Identity {
 /// Where Incus puts a runtime.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
-#[cfg_attr(feature = "schema", schemars(deny_unknown_fields, extend("required" = ["image_alias", "instance_type"])))]
+#[cfg_attr(feature = "schema", schemars(deny_unknown_fields, extend("required" = ["image_alias"])))]
 #[serde(default)]
 pub struct Incus {
     /// The Incus project.
@@ -151,7 +151,7 @@ pub struct Resources {
 /// A host folder or a volume in the guest.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
-#[cfg_attr(feature = "schema", schemars(deny_unknown_fields, extend("required" = ["kind", "guest_path", "source"])))]
+#[cfg_attr(feature = "schema", schemars(deny_unknown_fields, extend("required" = ["guest_path", "source"])))]
 #[serde(default)]
 pub struct Mount {
     /// What it is for. Only `read_only_snapshot` and `persistent_volume` are implemented yet.

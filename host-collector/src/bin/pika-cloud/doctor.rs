@@ -27,7 +27,7 @@ pub(crate) async fn doctor(args: &Args) -> Result<ExitCode, Failure> {
             let version = &server.environment.server_version;
             findings.push(Finding::Good(format!("Incus {version} answers at {}", client.socket().display())));
             findings.extend(storage(&client).await);
-            findings.extend(machines(&server.environment.driver));
+            findings.push(machines(&server.environment.driver));
         }
         Err(error @ incus::Error::NoPermission { .. }) => findings.push(Finding::Missing {
             what: error.to_string(),
@@ -63,19 +63,17 @@ fn state_dir_finding(config: &Config) -> Finding {
 }
 
 /// Virtual machines are dialled over vsock, where Incus runs any.
-fn machines(drivers: &str) -> Option<Finding> {
-    let runs_machines = drivers.contains("qemu");
-    runs_machines.then(|| {
-        if Path::new("/dev/vsock").exists() {
-            Finding::Good("virtual machines can be dialled over vsock".to_owned())
-        } else {
-            Finding::Missing {
-                what: "virtual machines cannot be dialled over vsock: there is no /dev/vsock".to_owned(),
-                mend: "modprobe vhost_vsock, as root, and `echo vhost_vsock > /etc/modules-load.d/vhost_vsock.conf`"
-                    .to_owned(),
-            }
-        }
-    })
+fn machines(drivers: &str) -> Finding {
+    if !drivers.contains("qemu") {
+        return Finding::Good("containers only: this Incus has no driver for virtual machines (qemu)".to_owned());
+    }
+    if Path::new("/dev/vsock").exists() {
+        return Finding::Good("virtual machines can be dialled over vsock".to_owned());
+    }
+    Finding::Missing {
+        what: "virtual machines cannot be dialled over vsock: there is no /dev/vsock".to_owned(),
+        mend: "modprobe vhost_vsock, as root, and `echo vhost_vsock > /etc/modules-load.d/vhost_vsock.conf`".to_owned(),
+    }
 }
 
 async fn storage(client: &Client) -> Vec<Finding> {
