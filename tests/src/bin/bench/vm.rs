@@ -14,24 +14,34 @@
 //! |---|---|
 //! | `vsock_booted_extra_ms` | from `listens on vsock` on the guest's console, which the agent writes as soon as it does and which is looked at every millisecond, to the `booted` record: the driver's pacing, the dial, the start of the session's process in the guest, both hellos; minus a bare dial |
 //! | `vsock_dial_ms` | that bare dial of a port on which something listens, up to the device's `OK` |
-//! | `vsock_event_p50_us` | a line of the host, by the peer and a FIFO to `pika-guest emit`, its event appended, streamed, durable in the journal and in the hands of its consumer |
+//! | `vsock_hello_ms` | a session of an observer, from the dial to the first byte of the agent's hello: a process of the guest is started for it |
+//! | `vsock_event_p50_us` | from an event's own timestamp, which its writer takes right before the append, to the event durable in the journal and in the hands of its consumer |
 //! | `vsock_echo_p50_us` | a line of as many bytes to the peer and back |
-//! | `vsock_event_over_echo` | the first over the second. Host and guest share no clock, so that both are there and back, and measured on the host's; the way there and the FIFO are in the event's time as well |
+//! | `vsock_event_over_echo` | the former over the latter |
+//! | `vsock_fed_p50_us` | the same event from the line that had it written, on the host's clock alone: the way there, the FIFO and the writer are in it |
 //! | `vsock_bulk_mib_per_s` | an artifact of 64 MiB, from the workload's last word to the `collected` record: asked for, read and hashed in the guest, sent, hashed and compared on the host, written, synced to the disk |
 //! | `vsock_bare_mib_per_s` | as many bytes made, hashed and sent by the peer in writes as large as the agent's, hashed and compared here, and stored nowhere |
 //! | `vsock_bulk_percent` | the former of the latter |
 //!
-//! Events and echoes take turns. Medians are compared. Ratios, since a processor that is emulated makes both sides slower.
+//! Events and echoes take turns, and medians are compared. Host and guest share no clock: before each event the peer says what
+//! the guest's is, and that is taken to be so in the middle of the fastest exchange of some. Where one way is slower than the
+//! other, the event's time is wrong by half of the difference, which is less than half of such an exchange.
+
+mod streams;
 
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use anyhow::{Context as _, bail, ensure};
-use pika_cloud_common::limits::MAX_CHUNK_BYTES;
+use pika_cloud_common::Event;
+use pika_cloud_common::limits::{MAX_CHUNK_BYTES, VSOCK_PORT};
+use pika_cloud_common::wire::{HostHello, HostMessage, PROTOCOL, Role};
 use pika_cloud_tests::monotonic;
-use pika_cloud_tests::vm::{DrivenVm, PEER_PORT, Rig, VmOptions, Vsock, hang_up, spec};
+use pika_cloud_tests::vm::{DrivenVm, Rig, VmOptions, Vsock, hang_up, spec};
 use pika_host_collector::journal::{Body, Follower};
 use sha2::{Digest as _, Sha256};
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::UnixStream;
 use tokio::runtime::Handle;
@@ -40,8 +50,9 @@ use tokio::time::{Instant, sleep, timeout};
 use crate::figure::{Figure, Limit};
 use crate::setting::{Setting, progress};
 use crate::stats::{Samples, micros, millis};
+use streams::{clock_offset, dial, open, reach, since_epoch, there_and_back};
 
-const MACHINES: usize = 5;
+const MACHINES: usize = 3;
 const EVENTS: usize = 200;
 const WARM_UP: usize = 20;
 const DIALS: usize = 10;
@@ -60,6 +71,8 @@ const LISTENS: &str = "listens on vsock";
 struct Measured {
     dial: Samples,
     booted: Samples,
+    hello: Samples,
+    fed: Samples,
     event: Samples,
     echo: Samples,
     bare: Samples,
@@ -102,6 +115,7 @@ impl Measured {
         let (executor, mut follower) = (Handle::current(), driven.follow());
         let dial = executor.block_on(dial(&vsock))?;
         self.dial.add(dial);
+        executor.block_on(self.hellos(&vsock))?;
         executor.block_on(self.send_bare(&vsock))?;
         let feed = executor.block_on(self.events_and_echoes(&vsock, &mut follower))?;
         // The workload's input ends, and it with it.
@@ -115,22 +129,50 @@ impl Measured {
         Ok(())
     }
 
+    /// What sessions of observers take to begin.
+    async fn hellos(&mut self, vsock: &Vsock) -> anyhow::Result<()> {
+        for _ in 0..DIALS {
+            let began = Instant::now();
+            let mut stream = reach(vsock, VSOCK_PORT).await?;
+            let hello = HostHello {
+                protocol: PROTOCOL,
+                role: Role::Observer,
+                term: 1,
+                after: None,
+                machine: None,
+                follow: false,
+            };
+            let mut line = Vec::new();
+            HostMessage::Hello(hello).write(&mut line);
+            stream.write_all(&line).await?;
+            timeout(PATIENCE, stream.read_u8()).await.context("the agent does not answer")??;
+            self.hello.add(began.elapsed());
+            hang_up(stream).await;
+        }
+        Ok(())
+    }
+
     /// Gives back the stream that feeds the workload.
     async fn events_and_echoes(&mut self, vsock: &Vsock, follower: &mut Follower) -> anyhow::Result<UnixStream> {
         let (mut feed, mut echo) = (open(vsock, "into /tmp/feed").await?, open(vsock, "echo").await?);
+        let mut clock = open(vsock, "clock").await?;
         for round in 0..WARM_UP + EVENTS {
             let line =
                 format!("{{\"kind\":\"progress\",\"name\":\"round-{round}\",\"message\":\"as a build reports it\"}}\n");
             let echo_time = there_and_back(&mut echo, &line).await?;
             sleep(PAUSE).await;
-            let event_time = feed_and_receive(&mut feed, follower, &line, round).await?;
+            let offset = clock_offset(&mut clock).await?;
+            sleep(PAUSE).await;
+            let (since_fed, since_appended) = feed_and_receive(&mut feed, follower, &line, (round, offset)).await?;
             sleep(PAUSE).await;
             if round >= WARM_UP {
                 self.echo.add(echo_time);
-                self.event.add(event_time);
+                self.fed.add(since_fed);
+                self.event.add(since_appended);
             }
         }
         hang_up(echo).await;
+        hang_up(clock).await;
         Ok(feed)
     }
 
@@ -162,12 +204,14 @@ impl Measured {
         let (bulk, bare) = (speed(&self.bulk), speed(&self.bare));
         vec![
             Figure::beside("vsock_event_p50_us", micros(event), "us"),
+            Figure::beside("vsock_fed_p50_us", micros(self.fed.median()), "us"),
             Figure::beside("vsock_echo_p50_us", micros(echo), "us"),
             Figure::limited("vsock_event_over_echo", event / echo, "x", Limit::AtMost(3.0)),
             Figure::beside("vsock_bulk_mib_per_s", bulk, "MiB/s"),
             Figure::beside("vsock_bare_mib_per_s", bare, "MiB/s"),
             Figure::limited("vsock_bulk_percent", bulk / bare * 100.0, "%", Limit::AtLeast(70.0)),
             Figure::limited("vsock_booted_extra_ms", millis(self.booted.median()), "ms", Limit::AtMost(50.0)),
+            Figure::beside("vsock_hello_ms", millis(self.hello.median()), "ms"),
             Figure::beside("vsock_dial_ms", millis(self.dial.median()), "ms"),
         ]
     }
@@ -183,49 +227,27 @@ fn wait_for_listener(driven: &DrivenVm) -> anyhow::Result<Duration> {
     Ok(monotonic())
 }
 
-/// What a bare dial takes.
-async fn dial(vsock: &Vsock) -> anyhow::Result<Duration> {
-    let mut dials = Samples::default();
-    for _ in 0..DIALS {
-        let began = Instant::now();
-        let stream = vsock.dial(PEER_PORT, PATIENCE).await;
-        dials.add(began.elapsed());
-        hang_up(stream.map_err(|error| anyhow::anyhow!("{error}"))?).await;
-    }
-    Ok(Duration::from_secs_f64(dials.median()))
-}
-
-/// A stream to the peer, which knows what it is for.
-async fn open(vsock: &Vsock, what: &str) -> anyhow::Result<UnixStream> {
-    let stream = vsock.dial(PEER_PORT, PATIENCE).await;
-    let mut stream = stream.map_err(|error| anyhow::anyhow!("{error}"))?;
-    stream.write_all(format!("{what}\n").as_bytes()).await?;
-    Ok(stream)
-}
-
-async fn there_and_back(echo: &mut UnixStream, line: &str) -> anyhow::Result<Duration> {
-    let mut back = vec![0; line.len()];
-    let began = Instant::now();
-    echo.write_all(line.as_bytes()).await?;
-    timeout(PATIENCE, echo.read_exact(&mut back)).await.context("no echo comes")??;
-    Ok(began.elapsed())
-}
-
-/// Sends the workload a line, and waits until the follower gives out the event that it makes of it.
+/// Sends the workload a line, and waits until the follower gives out the event that it makes of it: since the line was sent, and
+/// since the event was appended.
 async fn feed_and_receive(
     feed: &mut UnixStream,
     follower: &mut Follower,
     line: &str,
-    round: usize,
-) -> anyhow::Result<Duration> {
+    (round, offset): (usize, f64),
+) -> anyhow::Result<(Duration, Duration)> {
     let name = format!("\"round-{round}\"");
     let began = Instant::now();
     feed.write_all(line.as_bytes()).await?;
     loop {
         let next = timeout(PATIENCE, follower.next()).await.context("an event does not come")??;
+        let (took, received) = (began.elapsed(), since_epoch());
         let Some((record, _)) = next else { bail!("the driver ended") };
-        if matches!(&record.body, Body::Guest(event) if event.get().contains(&name)) {
-            return Ok(began.elapsed());
+        let Body::Guest(line) = record.body else { continue };
+        if line.get().contains(&name) {
+            let event = Event::decode(line.get().as_bytes())?;
+            let appended = OffsetDateTime::parse(event.timestamp.as_str(), &Rfc3339)?;
+            let appended = SystemTime::from(appended).duration_since(SystemTime::UNIX_EPOCH)?.as_secs_f64();
+            return Ok((took, Duration::try_from_secs_f64((received - (appended - offset)).max(0.0))?));
         }
     }
 }
