@@ -63,6 +63,11 @@ impl VmBackend {
         self.instance().vm.as_ref().is_some_and(|vm| vm.vsock().is_up())
     }
 
+    /// What the guest said on its console, where there is a VM.
+    pub fn console(&self) -> Option<String> {
+        self.instance().vm.as_ref().map(Vm::console)
+    }
+
     /// The end of what guest and QEMU said, where there is a VM.
     pub fn last_words(&self) -> Option<String> {
         Some(self.instance().vm.as_ref()?.last_words())

@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -11,10 +11,10 @@ use pika_cloud_common::{Command, RuntimeSpec};
 use pika_host_collector::clock::HostClock;
 use pika_host_collector::driver::{Driver, Parts, RuntimeFolder, Until};
 use pika_host_collector::incus::Client;
-use pika_host_collector::journal::{Committer, Records, Writer};
+use pika_host_collector::journal::{Committer, Durable, Follower, Records, Writer};
 use serde_json::{Value, json};
 use tempfile::TempDir;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 
 use super::PEER_PORT;
 use super::backend::VmBackend;
@@ -36,6 +36,8 @@ pub struct DrivenVm {
     pub id: String,
     scratch: TempDir,
     backend: VmBackend,
+    /// How far its journal is durable; there once the journal is open.
+    durable: Arc<OnceLock<watch::Receiver<Durable>>>,
     commands: mpsc::UnboundedSender<Command>,
     /// Sent to, or dropped, it ends the driver.
     stop: Option<oneshot::Sender<()>>,
@@ -60,9 +62,14 @@ pub fn spec(id: &str, command: &str) -> Value {
 impl DrivenVm {
     /// Begins to drive a runtime.
     pub fn start(rig: &'static Rig, spec: &Value, options: VmOptions) -> Self {
+        Self::start_in(&std::env::temp_dir(), rig, spec, options)
+    }
+
+    /// The same with all of its files below `folder`, which has a short path.
+    pub fn start_in(folder: &Path, rig: &'static Rig, spec: &Value, options: VmOptions) -> Self {
         let spec = RuntimeSpec::from_json(&spec.to_string()).expect("the spec is valid");
         let id = spec.identity.runtime_id.clone();
-        let scratch = tempfile::Builder::new().prefix("pika-vm-").tempdir().expect("a folder for the VM");
+        let scratch = tempfile::Builder::new().prefix("pika-vm-").tempdir_in(folder).expect("a folder for the VM");
         let (machine, state) = (scratch.path().join("vm"), scratch.path().join("state"));
         for folder in [&machine, &state, &state.join(&id)] {
             fs::create_dir(folder).expect("the VM's folder can be written");
@@ -72,14 +79,15 @@ impl DrivenVm {
         let backend = VmBackend::new(rig, machine, options, &id, OWNER);
         let (commands, received) = mpsc::unbounded_channel();
         let (stop, stopped) = oneshot::channel();
+        let durable = Arc::new(OnceLock::new());
         let thread = std::thread::spawn({
-            let backend = backend.clone();
+            let (backend, durable) = (backend.clone(), Arc::clone(&durable));
             move || {
                 let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build();
                 let runtime = runtime.map_err(|error| error.to_string())?;
                 let driven = runtime.block_on(async {
                     tokio::select! {
-                        driven = drive(&state, spec, backend, received) => driven,
+                        driven = drive(&state, spec, (backend, &durable), received) => driven,
                         _ = stopped => Ok(()),
                     }
                 });
@@ -87,7 +95,7 @@ impl DrivenVm {
                 driven
             }
         });
-        Self { id, scratch, backend, commands, stop: Some(stop), thread: Some(thread), began: Instant::now() }
+        Self { id, scratch, backend, durable, commands, stop: Some(stop), thread: Some(thread), began: Instant::now() }
     }
 
     /// Does something with the VM, which has been started.
@@ -98,6 +106,17 @@ impl DrivenVm {
     /// Waits until its guest is up.
     pub fn wait_up(&self) {
         until(&format!("the guest of {} is up", self.id), RECORD_LIMIT, || self.backend.is_up().then_some(()));
+    }
+
+    /// What its guest said on its console, as far as there is one.
+    pub fn console(&self) -> String {
+        self.backend.console().unwrap_or_default()
+    }
+
+    /// Its journal as a consumer in the driver's process has it: each record as soon as it is durable.
+    pub fn follow(&self) -> Follower {
+        let durable = until("the journal is open", RECORD_LIMIT, || self.durable.get().cloned());
+        Follower::new(&self.folder(), Some(durable))
     }
 
     /// Wants something of the runtime.
@@ -168,7 +187,7 @@ impl Drop for DrivenVm {
         }
         drop(self.stop.take());
         let _ = self.thread.take().map(JoinHandle::join);
-        println!("{}: {:.1} s", self.id, self.began.elapsed().as_secs_f64());
+        eprintln!("{}: {:.1} s", self.id, self.began.elapsed().as_secs_f64());
     }
 }
 
@@ -176,7 +195,7 @@ impl Drop for DrivenVm {
 async fn drive(
     state: &Path,
     spec: RuntimeSpec,
-    backend: VmBackend,
+    (backend, durable): (VmBackend, &OnceLock<watch::Receiver<Durable>>),
     commands: mpsc::UnboundedReceiver<Command>,
 ) -> Result<(), String> {
     let id = spec.identity.runtime_id.clone();
@@ -187,6 +206,7 @@ async fn drive(
     let lock = folder.lock().map_err(|error| say("the lock", &error))?.map_err(|_| say("the lock", &"it is taken"))?;
     let (mut writer, view) = Writer::open(folder.path(), &id, committer).map_err(|error| say("the journal", &error))?;
     writer.hold(lock);
+    let _ = durable.set(writer.durable());
     let filled = writer.store().map_or(0, |store| store.filled());
     let mut records = Records::new(view, spec.limits.event_bytes, filled);
     if records.view().incarnation == 0 {

@@ -30,7 +30,7 @@ impl Rig {
         match found {
             Ok(rig) => Some(rig),
             Err(reason) => {
-                println!("skipped: {reason}");
+                eprintln!("skipped: {reason}");
                 None
             }
         }

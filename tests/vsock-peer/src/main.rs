@@ -6,6 +6,8 @@
 //!                                     echo         every byte comes back
 //!                                     send N CHUNK N bytes come, in writes of CHUNK, then a line with their SHA-256
 //!                                     take N       N bytes go there, then a line with their SHA-256 comes
+//!                                     clock        each line comes back as the guest's time, in microseconds since 1970
+//!                                     into PATH    every byte goes to that file, for whoever reads it there
 //!                                     gate         /tmp/gate is made, for which a workload may wait; `open` comes
 //! vsock-peer play garbage|silent    listens on the agent's port, and keeps no contract
 //! vsock-peer dial CID PORT          connects, says so, and says what comes within 5 s: `refused: WHY` or `connected`, then
@@ -17,7 +19,7 @@ mod socket;
 use std::fs::{self, File};
 use std::io::{self, BufRead as _, BufReader, Read as _, Write as _};
 use std::process::ExitCode;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use sha2::{Digest as _, Sha256};
 use socket::{Listener, connect};
@@ -80,7 +82,9 @@ fn answer(mut stream: File) -> io::Result<()> {
     let words: Vec<&str> = line.split_whitespace().collect();
     let number = |text: &str| text.parse::<u64>().map_err(io::Error::other);
     match words[..] {
-        ["echo"] => echo(reader, stream),
+        ["echo"] => pass_on(reader, stream),
+        ["clock"] => clock(reader, &mut stream),
+        ["into", path] => pass_on(reader, File::options().write(true).open(path)?),
         ["send", len, chunk] => {
             let chunk = usize::try_from(number(chunk)?).unwrap_or(usize::MAX).clamp(1, MAX_CHUNK_BYTES);
             send(&mut stream, number(len)?, chunk)
@@ -98,17 +102,27 @@ fn answer(mut stream: File) -> io::Result<()> {
     }
 }
 
-/// Byte for byte as it comes, so that what is measured is the way there and back.
-fn echo(mut reader: BufReader<File>, mut stream: File) -> io::Result<()> {
+/// Byte for byte as it comes, so that what is measured is the way.
+fn pass_on(mut reader: BufReader<File>, mut to: File) -> io::Result<()> {
     loop {
         let bytes = reader.fill_buf()?;
         if bytes.is_empty() {
             return Ok(());
         }
-        stream.write_all(bytes)?;
+        to.write_all(bytes)?;
         let len = bytes.len();
         reader.consume(len);
     }
+}
+
+fn clock(reader: BufReader<File>, stream: &mut File) -> io::Result<()> {
+    for line in reader.lines() {
+        line?;
+        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_err(io::Error::other)?;
+        // In one write.
+        stream.write_all(format!("{}\n", now.as_micros()).as_bytes())?;
+    }
+    Ok(())
 }
 
 fn send(stream: &mut File, len: u64, chunk: usize) -> io::Result<()> {

@@ -48,7 +48,7 @@ Commands that need nothing:
                          fails is printed, and --seed shows it step by step (sim --help has more)
   agent                  Build the static pika-guest, check its size and that it is static
 
-On Debian 12 or 13 Incus, and for `test` QEMU, are installed by apt where there are none; this may add the suite bookworm-backports,
+On Debian 12 or 13 Incus, and for `test` and `bench` QEMU, are installed by apt where there are none; this may add the suite bookworm-backports,
 from the machine's own Debian source. An Incus that runs already is never touched. All commands can be run
 again and again, and beside each other. Where things lie:
   target/<arch>-unknown-linux-gnu/agent/pika-guest   the agent

@@ -197,9 +197,11 @@ pub(crate) fn simulate(args: &[&str]) -> Result<()> {
 pub(crate) fn bench(json: bool) -> Result<()> {
     let ready = Ready::set_up(Some(Profile::Release))?;
     let empty = cargo::empty_program()?;
+    let agent = ready.programs.as_ref().map(|(agent, _)| agent.clone()).unwrap_or_default();
+    let vms = vm::provide(&ready.busybox, &agent)?;
     say::step("Run the benchmarks");
     let mut bench = cargo(&["run", "--quiet", "--release", "--package", "pika-cloud-tests", "--bin", "bench", "--"]);
-    bench.args(json.then_some("--json")).env("PIKA_BENCH_EMPTY", empty);
+    bench.args(json.then_some("--json")).env("PIKA_BENCH_EMPTY", empty).envs(vms);
     run::shown(&mut ready.command(bench))
 }
 

@@ -34,7 +34,7 @@ const UNFIT: &str = "the VM rig boots an x86_64 kernel with this machine's own a
 /// `PATH`.
 pub(crate) fn provide(busybox: &Path, agent: &Path) -> Result<Vec<(&'static str, OsString)>> {
     if place::ARCH != "x86_64" {
-        say::step(&format!("No tests in quick VMs: {UNFIT}"));
+        say::step(&format!("No quick VMs: {UNFIT}"));
         return Ok(vec![("PIKA_TEST_VM_SKIP", UNFIT.into())]);
     }
     debian::provide_qemu()?;

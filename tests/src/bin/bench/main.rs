@@ -7,6 +7,7 @@
 //!        ──► throughput  a guest's file ──► durable in the journal, against what else moves lines
 //!        ──► many        10,000 runtimes in one collector: memory, time, a burst of events, a restart
 //!        ──► overhead    `pika-cloud run`, against the bare calls to Incus
+//!        ──► vm          a virtual machine over vsock, against bare streams to the same one
 //! ```
 //!
 //! Times on a machine that does other things too are uneven, so whatever is compared is measured in turns, and medians
@@ -23,6 +24,7 @@ mod size;
 mod stats;
 mod throughput;
 mod verb;
+mod vm;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -41,6 +43,8 @@ It is run by `cargo xtask bench`, which builds the programs, starts a private In
   PIKA_BENCH_EMPTY        an empty static program
   PIKA_TEST_INCUS_SOCKET  the daemon's socket
   PIKA_TEST_INCUS_DIR     the daemon's folder; scratch goes beside it
+  PIKA_TEST_VM_DEVICE, PIKA_TEST_VM_KERNEL, PIKA_TEST_VM_INITRAMFS
+                          what virtual machines are made of, or in PIKA_TEST_VM_SKIP why there are none
 
 Exit codes:
   0   everything was measured, whether it holds or not: that stands in the figures
@@ -83,6 +87,8 @@ enum Group {
     Many,
     /// `pika-cloud run` over the bare calls
     Overhead,
+    /// A virtual machine over vsock
+    Vm,
 }
 
 impl Group {
@@ -94,6 +100,7 @@ impl Group {
             Self::Throughput => "throughput",
             Self::Many => "many",
             Self::Overhead => "overhead",
+            Self::Vm => "vm",
         }
     }
 
@@ -105,6 +112,7 @@ impl Group {
             Self::Throughput => throughput::measure(setting).await,
             Self::Many => many::measure(setting).await,
             Self::Overhead => overhead::measure(setting).await,
+            Self::Vm => vm::measure(setting).await,
         }
     }
 }
