@@ -78,6 +78,21 @@ pub(crate) fn cloud(profile: Profile) -> Result<PathBuf> {
     Ok(place::target().join(folder).join("pika-cloud"))
 }
 
+/// Builds one of the end-to-end test programs, without running it.
+pub(crate) fn test_program(name: &str) -> Result<PathBuf> {
+    say::step(&format!("Build the tests of {name}"));
+    let args = ["test", "--package", "pika-cloud-tests", "--test", name, "--no-run"];
+    run::shown(&mut cargo(&args))?;
+    // It is built by now, and this only asks for its path.
+    let said = run::captured(cargo(&args).args(["--quiet", "--message-format=json"]))?;
+    let named = format!("\"name\":\"{name}\"");
+    let path = said.lines().filter(|line| line.contains(&named)).find_map(|line| {
+        let (_, rest) = line.split_once("\"executable\":\"")?;
+        rest.split_once('"').map(|(path, _)| PathBuf::from(path))
+    });
+    path.ok_or_else(|| Failure::step(format!("cargo does not say where it has put the test program {name}")))
+}
+
 /// Builds the simulator, for many seeds a second.
 pub(crate) fn simulator() -> Result<PathBuf> {
     say::step("Build the simulator");

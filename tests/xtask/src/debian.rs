@@ -52,6 +52,22 @@ pub(crate) fn provide_qemu() -> Result<()> {
     install(&["qemu-system-x86"])
 }
 
+/// Sees to it that there is what the outer guest of the Incus VMs is made with.
+pub(crate) fn provide_vm_tools() -> Result<()> {
+    provide_qemu()?;
+    let tools =
+        [("/usr/bin/mmdebstrap", "mmdebstrap"), ("/usr/sbin/mke2fs", "e2fsprogs"), ("/usr/bin/qemu-img", "qemu-utils")];
+    let missing: Vec<&str> =
+        tools.into_iter().filter(|(path, _)| !Path::new(path).exists()).map(|(_, package)| package).collect();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    if has_apt() {
+        finish_interrupted()?;
+    }
+    install(&missing)
+}
+
 /// Sees to it that there is a static busybox.
 pub(crate) fn provide_busybox() -> Result<PathBuf> {
     if !Path::new(BUSYBOX).exists() {

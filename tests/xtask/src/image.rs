@@ -82,7 +82,7 @@ pub(crate) fn provide(lab: &Lab, busybox: &Path, agent: Option<&Path>) -> Result
     let scratch = lab.dir().join("image");
     let root = scratch.join("rootfs");
     lay_out(&root, busybox)?;
-    write(&scratch.join("metadata.yaml"), 0o644, &metadata())?;
+    write(&scratch.join("metadata.yaml"), 0o644, &metadata("busybox for the tests of pika-cloud"))?;
     incus::import(lab, &pack(&scratch, "bare.tar.gz")?, &[BARE])?;
     if let Some(agent) = agent {
         place_program(agent, &root.join("usr/bin/pika-guest"))?;
@@ -118,12 +118,10 @@ pub(crate) fn lay_out(root: &Path, busybox: &Path) -> Result<()> {
     Ok(())
 }
 
-fn metadata() -> String {
+/// An image's `metadata.yaml`.
+pub(crate) fn metadata(description: &str) -> String {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
-    format!(
-        "architecture: {}\ncreation_date: {now}\nproperties:\n  description: busybox for the tests of pika-cloud\n",
-        place::ARCH
-    )
+    format!("architecture: {}\ncreation_date: {now}\nproperties:\n  description: {description}\n", place::ARCH)
 }
 
 fn pack(scratch: &Path, name: &str) -> Result<PathBuf> {

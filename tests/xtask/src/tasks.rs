@@ -115,21 +115,24 @@ pub(crate) struct TestArgs {
     passed_on: Vec<String>,
 }
 
-/// Tests in VMs, alone: they need no Incus.
+/// Tests in VMs, alone: they need no Incus of this machine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum VmTests {
     /// Those in VMs that are up in seconds.
     Quick,
+    /// Those in Incus's own VMs.
+    Full,
 }
 
 impl TestArgs {
-    /// `[--vm quick] [FILTER] [-- ARG...]`
+    /// `[--vm quick|full] [FILTER] [-- ARG...]`
     pub(crate) fn parse(args: &[&str]) -> Result<Self> {
         let passed_from = args.iter().position(|arg| *arg == "--").unwrap_or(args.len());
         let (before, after) = args.split_at(passed_from);
         let (vm, before) = match before {
             ["--vm", "quick", rest @ ..] => (Some(VmTests::Quick), rest),
-            ["--vm", ..] => return Err(Failure::usage("`--vm` takes the kind of VMs to run tests in: quick")),
+            ["--vm", "full", rest @ ..] => (Some(VmTests::Full), rest),
+            ["--vm", ..] => return Err(Failure::usage("`--vm` takes the kind of VMs to run tests in: quick or full")),
             _ => (None, before),
         };
         let filter = match before {
@@ -137,7 +140,7 @@ impl TestArgs {
             [filter] if !filter.starts_with('-') => Some((*filter).to_owned()),
             _ => {
                 return Err(Failure::usage(format!(
-                    "`cargo xtask test` takes --vm quick, one FILTER, and what is for the test programs after `--`: {}",
+                    "`cargo xtask test` takes --vm quick or full, one FILTER, and what is for the test programs after `--`: {}",
                     before.join(" ")
                 )));
             }
@@ -153,8 +156,10 @@ impl TestArgs {
 
 /// Unit tests, then the end-to-end tests against a private Incus and in VMs.
 pub(crate) fn test(args: &TestArgs) -> Result<()> {
-    if args.vm == Some(VmTests::Quick) {
-        return test_in_quick_vms(args);
+    match args.vm {
+        Some(VmTests::Quick) => return test_in_quick_vms(args),
+        Some(VmTests::Full) => return test_in_incus_vms(args),
+        None => {}
     }
     let ready = Ready::set_up(Some(Profile::Dev))?;
     if args.filter.is_none() {
@@ -184,6 +189,16 @@ fn test_in_quick_vms(args: &TestArgs) -> Result<()> {
     let mut tests = cargo(&["test", "--package", "pika-cloud-tests", "--test", "vm_quick"]);
     args.pass_on(tests.envs(vms));
     run::shown(&mut tests)
+}
+
+/// The tests in Incus's own VMs, in a guest that has an Incus.
+fn test_in_incus_vms(args: &TestArgs) -> Result<()> {
+    lab::must_be_root()?;
+    let busybox = debian::provide_busybox()?;
+    let (agent, cloud, tests) = (cargo::agent()?, cargo::cloud(Profile::Dev)?, cargo::test_program("vm_full")?);
+    let programs = vm::full::Programs { agent: &agent, cloud: &cloud, tests: &tests };
+    let args: Vec<String> = args.filter.iter().chain(&args.passed_on).cloned().collect();
+    vm::full::test(&busybox, &programs, &args)
 }
 
 /// Simulates runtimes under faults; what follows is the simulator's own.
@@ -246,6 +261,7 @@ mod tests {
         assert_eq!(both.passed_on, ["--nocapture", "x"]);
         let vm = TestArgs::parse(&["--vm", "quick", "hello"]).unwrap();
         assert_eq!((vm.vm, vm.filter.as_deref()), (Some(VmTests::Quick), Some("hello")));
+        assert_eq!(TestArgs::parse(&["--vm", "full"]).unwrap().vm, Some(VmTests::Full));
         assert!(TestArgs::parse(&["--vm"]).is_err() && TestArgs::parse(&["--vm", "slow"]).is_err());
         assert!(TestArgs::parse(&["--nocapture"]).is_err());
         assert!(TestArgs::parse(&["a", "b"]).is_err());

@@ -14,11 +14,14 @@
 //! | `kernel/` | Debian 12's cloud kernel; kept until it is removed | seconds |
 //! | `initramfs-<digest>.gz` | kernel modules, busybox, agent, the tests' own vsock peer | under a second |
 
+pub(crate) mod full;
 mod initramfs;
 mod kernel;
 
 use std::ffi::OsString;
+use std::fs;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use crate::cargo::{self, cargo};
 use crate::failure::Result;
@@ -39,19 +42,45 @@ pub(crate) fn provide(busybox: &Path, agent: &Path) -> Result<Vec<(&'static str,
     }
     debian::provide_qemu()?;
     let device = device()?;
-    let kernel = kernel::provide()?;
-    let peer = cargo::vsock_peer()?;
-    let initramfs = initramfs::provide(&initramfs::Inputs { busybox, agent, peer: &peer, modules: &kernel.modules })?;
+    let guest = guest(busybox, agent, &kernel::CLOUD)?;
     Ok(vec![
         ("PIKA_TEST_VM_DEVICE", device.into()),
-        ("PIKA_TEST_VM_KERNEL", kernel.image.into()),
-        ("PIKA_TEST_VM_INITRAMFS", initramfs.into()),
+        ("PIKA_TEST_VM_KERNEL", guest.kernel.image.into()),
+        ("PIKA_TEST_VM_INITRAMFS", guest.initramfs.into()),
     ])
+}
+
+/// What a VM boots.
+struct Guest {
+    kernel: kernel::Kernel,
+    initramfs: PathBuf,
+}
+
+/// Provides it, with this agent and of that kernel.
+fn guest(busybox: &Path, agent: &Path, flavour: &kernel::Flavour) -> Result<Guest> {
+    let kernel = kernel::provide(flavour)?;
+    let peer = cargo::vsock_peer()?;
+    let initramfs = initramfs::provide(&initramfs::Inputs { busybox, agent, peer: &peer, modules: &kernel.modules })?;
+    Ok(Guest { kernel, initramfs })
 }
 
 /// Where the pieces are kept.
 fn folder() -> PathBuf {
     place::own().join("vm")
+}
+
+/// A piece that no task has made for so long is removed, where there is a newer one.
+const KEPT_FOR: Duration = Duration::from_secs(24 * 60 * 60);
+
+/// Removes what was made of other inputs. What a task beside this one still boots from is young.
+fn remove_old(prefix: &str, present: &str) {
+    for entry in fs::read_dir(folder()).into_iter().flatten().flatten() {
+        let name = entry.file_name().to_string_lossy().into_owned();
+        let age = entry.metadata().and_then(|data| data.modified()).ok().and_then(|at| at.elapsed().ok());
+        if name.starts_with(prefix) && name != present && age > Some(KEPT_FOR) {
+            let _ = fs::remove_file(entry.path()).or_else(|_| fs::remove_dir_all(entry.path()));
+        }
+    }
 }
 
 /// The vsock device. It comes as source only.

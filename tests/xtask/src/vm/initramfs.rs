@@ -16,15 +16,11 @@ use std::fs;
 use std::hash::{Hash, Hasher};
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::Duration;
 
-use super::folder;
 use super::kernel::{LOOPBACK_MODULE, MODULES};
+use super::{folder, remove_old};
 use crate::failure::{Result, Tried};
 use crate::{image, run, say};
-
-/// An initramfs that no task has made or used for so long is removed.
-const KEPT_FOR: Duration = Duration::from_secs(24 * 60 * 60);
 
 const INIT: &str = "\
 #!/bin/sh
@@ -89,7 +85,7 @@ impl Inputs<'_> {
 pub(super) fn provide(inputs: &Inputs<'_>) -> Result<PathBuf> {
     let name = format!("initramfs-{:016x}.gz", inputs.digest()?);
     let kept = folder().join(&name);
-    remove_old(&name);
+    remove_old("initramfs-", &name);
     if kept.exists() {
         return Ok(kept);
     }
@@ -97,12 +93,23 @@ pub(super) fn provide(inputs: &Inputs<'_>) -> Result<PathBuf> {
     let scratch = folder().join(format!("initramfs-{}", std::process::id()));
     let root = scratch.join("root");
     lay_out(&root, inputs)?;
-    let script = "find . | \"$1\" cpio -o -H newc 2>../cpio.log | gzip -1 > ../packed.gz && mv ../packed.gz \"$2\"";
-    let mut pack = Command::new("sh");
-    pack.args(["-c", script, "pack"]).arg(inputs.busybox).arg(&kept).current_dir(&root);
-    run::captured(&mut pack)?;
+    pack(&root, inputs.busybox, &kept)?;
     fs::remove_dir_all(&scratch).tried(format!("remove {}", scratch.display()))?;
     Ok(kept)
+}
+
+/// Names of the modules that every guest loads, and of some more.
+pub(super) fn list(more: &[&str]) -> String {
+    let always = MODULES.iter().filter(|name| **name != LOOPBACK_MODULE);
+    always.chain(more).copied().collect::<Vec<_>>().join("\n")
+}
+
+/// Packs what is below `root`, and moves it to its place when it is whole.
+pub(super) fn pack(root: &Path, busybox: &Path, to: &Path) -> Result<()> {
+    let script = "find . | \"$1\" cpio -o -H newc 2>../cpio.log | gzip -1 > ../packed.gz && mv ../packed.gz \"$2\"";
+    let mut pack = Command::new("sh");
+    pack.args(["-c", script, "pack"]).arg(busybox).arg(to).current_dir(root);
+    run::captured(&mut pack).map(drop)
 }
 
 fn lay_out(root: &Path, inputs: &Inputs<'_>) -> Result<()> {
@@ -115,25 +122,13 @@ fn lay_out(root: &Path, inputs: &Inputs<'_>) -> Result<()> {
         let to = modules.join(format!("{name}.ko"));
         fs::copy(inputs.module(name), &to).tried(format!("write {}", to.display()))?;
     }
-    let always = MODULES.into_iter().filter(|name| *name != LOOPBACK_MODULE).collect::<Vec<_>>().join("\n");
     for (file, mode, text) in [
         ("init", 0o755, INIT.replace("LOOPBACK", LOOPBACK_MODULE).as_str()),
         ("etc/inittab", 0o644, INITTAB),
         ("sbin/agent", 0o755, AGENT),
-        ("lib/modules/list", 0o644, always.as_str()),
+        ("lib/modules/list", 0o644, list(&[]).as_str()),
     ] {
         image::write(&root.join(file), mode, text)?;
     }
     Ok(())
-}
-
-/// Each change of the agent makes another one. One that a task beside this one still boots from is young.
-fn remove_old(present: &str) {
-    for entry in fs::read_dir(folder()).into_iter().flatten().flatten() {
-        let name = entry.file_name().to_string_lossy().into_owned();
-        let age = entry.metadata().and_then(|data| data.modified()).ok().and_then(|at| at.elapsed().ok());
-        if name.starts_with("initramfs-") && name != present && age > Some(KEPT_FOR) {
-            let _ = fs::remove_file(entry.path());
-        }
-    }
 }

@@ -1,5 +1,5 @@
-//! The guest's kernel: Debian 12's cloud kernel, on Debian 13 too. The vsock device loses, without a word, writes of more
-//! than 32 KiB by a guest with a newer kernel (6.12), which splits such a packet over several descriptors.
+//! The guests' kernels: Debian 12's, on Debian 13 too. The quick VMs' vsock device loses, without a word, writes of more than
+//! 32 KiB by a guest with a newer kernel (6.12), which splits such a packet over several descriptors.
 //!
 //! It is fetched with package lists of its own, so that the machine's apt neither decides which kernel this is nor learns of
 //! another suite.
@@ -14,7 +14,6 @@ use crate::failure::{Failure, Result, Tried};
 use crate::{place, run, say};
 
 const SUITE: &str = "bookworm";
-const META_PACKAGE: &str = "linux-image-cloud-amd64";
 
 /// What makes vsock work in a VM, each behind what it needs. The last one is loaded on demand only: it lets a process in the
 /// guest dial the guest itself.
@@ -31,29 +30,51 @@ pub(super) const MODULES: [&str; 9] = [
 ];
 pub(super) const LOOPBACK_MODULE: &str = "vsock_loopback";
 
+/// What an Incus VM needs beside them: its ports to QEMU, and the two ways by which Incus hands it folders of the host, one of
+/// them with `incus-agent` in it.
+pub(super) const INCUS_MODULES: [&str; 8] =
+    ["virtio_console", "fuse", "virtiofs", "netfs", "fscache", "9pnet", "9pnet_virtio", "9p"];
+
+/// One of the suite's kernels.
+pub(super) struct Flavour {
+    /// The package that depends on its present version.
+    meta_package: &'static str,
+    /// Where it is kept.
+    folder: &'static str,
+    /// What is taken of its modules, beside [`MODULES`].
+    modules: &'static [&'static str],
+}
+
+/// The quick VMs', which is the smaller one.
+pub(super) const CLOUD: Flavour = Flavour { meta_package: "linux-image-cloud-amd64", folder: "kernel", modules: &[] };
+
+/// The Incus VMs', which has 9p.
+pub(super) const GENERIC: Flavour =
+    Flavour { meta_package: "linux-image-amd64", folder: "kernel-generic", modules: &INCUS_MODULES };
+
 /// A kernel that was unpacked.
 pub(super) struct Kernel {
     /// What QEMU boots.
     pub(super) image: PathBuf,
-    /// The folder of [`MODULES`].
+    /// The folder of [`MODULES`], and of the flavour's own.
     pub(super) modules: PathBuf,
 }
 
 /// The kernel that is kept, or else the present one of the suite.
-pub(super) fn provide() -> Result<Kernel> {
-    let kept = folder().join("kernel");
+pub(super) fn provide(flavour: &Flavour) -> Result<Kernel> {
+    let kept = folder().join(flavour.folder);
     let kernel = Kernel { image: kept.join("vmlinuz"), modules: kept.join("modules") };
     if kernel.image.exists() {
         return Ok(kernel);
     }
-    say::step(&format!("Fetch the cloud kernel of Debian's {SUITE}"));
+    say::step(&format!("Fetch {} of Debian's {SUITE}", flavour.meta_package));
     let scratch = folder().join(format!("kernel-{}", std::process::id()));
     for name in ["lists/partial", "cache", "unpacked", "kept/modules"] {
         let path = scratch.join(name);
         fs::create_dir_all(&path).tried(format!("make {}", path.display()))?;
     }
-    let package = fetch(&scratch)?;
-    unpack(&scratch, &package)?;
+    let package = fetch(&scratch, flavour.meta_package)?;
+    unpack(&scratch, &package, flavour.modules)?;
     // Renamed into place when it is whole; another task may have been faster.
     if let Err(error) = fs::rename(scratch.join("kept"), &kept)
         && !kernel.image.exists()
@@ -65,7 +86,7 @@ pub(super) fn provide() -> Result<Kernel> {
 }
 
 /// Downloads the package that the suite's meta package depends on.
-fn fetch(scratch: &Path) -> Result<PathBuf> {
+fn fetch(scratch: &Path, meta_package: &str) -> Result<PathBuf> {
     let entry = own_entry(&debian::codename()?, SUITE)?.ok_or_else(|| {
         Failure::step("no entry of Debian's main in apt's sources, from which a kernel could be fetched")
     })?;
@@ -83,9 +104,9 @@ fn fetch(scratch: &Path) -> Result<PathBuf> {
     };
     let log = place::own().join("kernel.log");
     run::logged(apt("apt-get").arg("update"), &log)?;
-    let depends = run::captured(apt("apt-cache").args(["depends", META_PACKAGE]))?;
+    let depends = run::captured(apt("apt-cache").args(["depends", meta_package]))?;
     let name = depends.lines().find_map(|line| line.trim().strip_prefix("Depends: linux-image-"));
-    let name = name.ok_or_else(|| Failure::step(format!("{META_PACKAGE} of {SUITE} names no kernel: {depends}")))?;
+    let name = name.ok_or_else(|| Failure::step(format!("{meta_package} of {SUITE} names no kernel: {depends}")))?;
     run::logged(apt("apt-get").args(["download", &format!("linux-image-{name}")]), &log)?;
     let entries = fs::read_dir(scratch).tried(format!("read {}", scratch.display()))?;
     let mut paths = entries.filter_map(|entry| Some(entry.ok()?.path()));
@@ -95,8 +116,8 @@ fn fetch(scratch: &Path) -> Result<PathBuf> {
 }
 
 /// Takes the kernel and the few modules out of its package, and leaves the other hundred megabytes in it.
-fn unpack(scratch: &Path, package: &Path) -> Result<()> {
-    let modules: Vec<String> = MODULES.iter().map(|name| format!("*/{name}.ko")).collect();
+fn unpack(scratch: &Path, package: &Path, more: &[&str]) -> Result<()> {
+    let modules: Vec<String> = MODULES.iter().chain(more).map(|name| format!("*/{name}.ko")).collect();
     let mut command = Command::new("sh");
     command.args(["-c", "deb=$1; shift; dpkg-deb --fsys-tarfile \"$deb\" | tar -xf - --wildcards \"$@\"", "unpack"]);
     command.arg(package).arg("./boot/vmlinuz-*").args(modules).current_dir(scratch.join("unpacked"));

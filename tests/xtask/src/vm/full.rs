@@ -1,0 +1,184 @@
+//! Real Incus VMs for the tests: Incus with its own vhost-vsock and its own incus-agent, in an outer guest whose emulated CPU can
+//! virtualize. Slow, and like the real thing where the quick VMs are not.
+//!
+//! ```text
+//!   cargo xtask test --vm full
+//!     └─ QEMU (TCG, emulated AMD SVM): the outer guest, Debian 13 without a network
+//!          ├─ incusd ── QEMU (KVM): VMs ── AF_VSOCK ──► pika-guest serve
+//!          └─ vm_full, the test program ─► pika-cloud ─► incusd, vhost-vsock
+//! ```
+//!
+//! What the outer guest says comes through a virtio port, which is this task's standard output; how it ended, through a second
+//! one. For looking around in there, `socat -,raw,echo=0 UNIX:target/xtask/vm/run-<pid>/shell` gives a root shell. QEMU ends with
+//! the task, however that ends. `AF_VSOCK` is opened in the outer guest and its VMs only.
+//!
+//! | piece, in `target/xtask/vm` | made of | takes |
+//! |---|---|---|
+//! | `outer-<digest>/` | a recipe of Debian packages | minutes |
+//! | `kernel-generic/` | Debian 12's kernel; kept until it is removed | seconds |
+//! | `inner-<digest>/` | that kernel, the quick VMs' userland, more kernel modules | seconds |
+//! | `run-<pid>/` | all of it, and the programs under test; removed at the end | seconds |
+
+mod inner;
+mod outer;
+
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use super::{UNFIT, folder, guest, kernel, remove_old};
+use crate::failure::{Failure, Result, Tried};
+use crate::{debian, image, place, run, say};
+
+/// Three VMs, Incus and the tests fit in.
+const MEMORY: &str = "3G";
+/// How the outer guest is told to be patient: only a hang reaches it.
+const LIMIT: &str = "3600";
+
+/// What runs in the outer guest.
+pub(crate) struct Programs<'a> {
+    pub(crate) agent: &'a Path,
+    pub(crate) cloud: &'a Path,
+    /// The test program.
+    pub(crate) tests: &'a Path,
+}
+
+/// What the outer guest's first process runs. What is between `@` is filled in.
+const RUN: &str = r#"
+for port in /sys/class/virtio-ports/*; do
+    case $(cat "$port/name") in
+        pika.said) said=/dev/${port##*/} ;;
+        pika.result) result=/dev/${port##*/} ;;
+    esac
+done
+exec >"$said" 2>&1
+step() { echo "[outer guest: $(cut -d. -f1 /proc/uptime) s] $*"; }
+fail() {
+    step "$*; the end of the daemon's log:"
+    tail -n 20 /var/log/incusd.log
+    exit 1
+}
+export PATH=/payload/bin:$PATH:/usr/libexec/incus LD_LIBRARY_PATH=/usr/lib/x86_64-linux-gnu/incus
+mkdir -p /var/log/incus
+# For whoever wants to look around.
+(while :; do setsid sh -i; sleep 1; done) </dev/ttyS1 >/dev/ttyS1 2>&1 &
+step 'Start Incus'
+incusd --group root >/var/log/incusd.log 2>&1 &
+incusd waitready --timeout=600 || fail 'Incus does not answer'
+quietly() { "$@" >/tmp/quietly 2>&1 || { cat /tmp/quietly; fail "failed: $*"; }; }
+quietly incus storage create default dir
+boot() {
+    words="console=ttyS0 quiet mitigations=off panic=-1 pika_rig $*"
+    echo "-kernel /payload/vm/vmlinux -initrd /payload/vm/initramfs.gz -append \"$words\""
+}
+quietly incus profile device add default root disk path=/ pool=default
+quietly incus profile set default "raw.qemu=$(boot)"
+quietly incus profile create incus-agent
+quietly incus profile set incus-agent "raw.qemu=$(boot pika_rig.incus_agent)"
+quietly incus profile create deaf
+quietly incus profile set deaf "raw.qemu=$(boot pika_rig.incus_agent pika_rig.deaf)"
+quietly incus image import /payload/vm/metadata.tar.gz /payload/vm/disk.qcow2 --alias pika-vm
+unset LD_LIBRARY_PATH
+export PIKA_TEST_INCUS_SOCKET=/var/lib/incus/unix.socket PIKA_TEST_INCUS_DIR=/var/lib/incus
+export PIKA_TEST_AGENT=/payload/bin/pika-guest PIKA_TEST_CLOUD=/payload/bin/pika-cloud PIKA_TEST_VM_FULL=1
+# A VM keeps one CPU busy, and QEMU's own threads another one.
+export RUST_TEST_THREADS=$((($(nproc) + 1) / 2))
+step 'Run the tests'
+cd /payload
+timeout @LIMIT@ bin/tests @ARGS@
+code=$?
+step "The tests ended with $code"
+grep -E 'level=(warning|error)' /var/log/incusd.log >/dev/ttyS0
+echo $code >"$result"
+sync
+sleep 1
+"#;
+
+/// Runs the test program in the outer guest, with these arguments.
+pub(crate) fn test(busybox: &Path, programs: &Programs<'_>, args: &[String]) -> Result<()> {
+    if place::ARCH != "x86_64" {
+        return Err(Failure::step(UNFIT));
+    }
+    debian::provide_vm_tools()?;
+    let guest = guest(busybox, programs.agent, &kernel::GENERIC)?;
+    let outer = outer::provide()?;
+    let inner = inner::provide(busybox, &guest)?;
+    remove_old("run-", "");
+    let scratch = folder().join(format!("run-{}", std::process::id()));
+    fs::create_dir_all(&scratch).tried(format!("make {}", scratch.display()))?;
+    let done = payload(&scratch, programs, &inner, args).and_then(|payload| boot(&scratch, &outer, &payload));
+    fs::remove_dir_all(&scratch).tried(format!("remove {}", scratch.display()))?;
+    done
+}
+
+/// Packs what the outer guest runs.
+fn payload(scratch: &Path, programs: &Programs<'_>, inner: &Path, args: &[String]) -> Result<PathBuf> {
+    let root = scratch.join("payload");
+    let bin = root.join("bin");
+    fs::create_dir_all(&bin).tried(format!("make {}", bin.display()))?;
+    image::place_program(programs.agent, &bin.join("pika-guest"))?;
+    for (from, to) in [(programs.cloud, "pika-cloud"), (programs.tests, "tests")] {
+        // Without what only a debugger reads it is a tenth.
+        run::captured(Command::new("strip").arg("-o").arg(bin.join(to)).arg(from))?;
+    }
+    let args: Vec<String> = args.iter().map(|arg| quoted(arg)).collect();
+    image::write(&root.join("run"), 0o755, &RUN.replace("@LIMIT@", LIMIT).replace("@ARGS@", &args.join(" ")))?;
+    let packed = scratch.join("payload.tar");
+    let mut tar = Command::new("tar");
+    tar.arg("-cf").arg(&packed).arg("-C").arg(&root).args(["run", "bin"]);
+    // What the VMs inside boot comes into a folder of its own.
+    tar.args(["--transform", "s,^\\.,vm,"]).arg("-C").arg(inner).arg(".");
+    run::captured(&mut tar)?;
+    Ok(packed)
+}
+
+/// As one word for a shell.
+fn quoted(word: &str) -> String {
+    format!("'{}'", word.replace('\'', r"'\''"))
+}
+
+/// Boots the outer guest, shows what it says until it powers off, and fails where its tests did.
+fn boot(scratch: &Path, outer: &outer::Outer, payload: &Path) -> Result<()> {
+    say::step("Boot the outer guest");
+    let (result, console) = (scratch.join("result"), place::own().join("outer-console.log"));
+    let cpus = std::thread::available_parallelism().map_or(2, |cpus| cpus.get().clamp(2, 4));
+    // Not the task's end alone is seen to: `setpriv` has the kernel end QEMU with it.
+    let mut qemu = Command::new("setpriv");
+    qemu.args(["--pdeathsig", "KILL", "qemu-system-x86_64", "-accel", "tcg,thread=multi,tb-size=1024"]);
+    qemu.args(["-machine", "q35", "-cpu", "max,la57=off", "-smp", &cpus.to_string(), "-m", MEMORY]);
+    qemu.args(["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-device", "virtio-rng-pci"]);
+    qemu.arg("-kernel").arg(&outer.kernel).args(["-append", KERNEL_WORDS]);
+    qemu.args(["-serial", &format!("file:{}", console.display()), "-device", "virtio-serial-pci"]);
+    // Relative, since a socket's path must be short.
+    qemu.current_dir(scratch).args(["-serial", "unix:shell,server=on,wait=off"]);
+    qemu.args(["-chardev", "stdio,id=said,signal=off", "-device", "virtserialport,chardev=said,name=pika.said"]);
+    qemu.args(["-chardev", &format!("file,id=result,path={}", result.display())]);
+    qemu.args(["-device", "virtserialport,chardev=result,name=pika.result"]);
+    let throw_away = "format=raw,snapshot=on,cache=unsafe,discard=unmap";
+    qemu.args(["-drive", &format!("if=none,id=root,file={},{throw_away}", outer.disk.display())]);
+    qemu.args(["-device", "nvme,drive=root,serial=root"]);
+    qemu.args(["-drive", &format!("if=none,id=payload,file={},format=raw,readonly=on", payload.display())]);
+    qemu.args(["-device", "virtio-blk-pci,drive=payload"]);
+    let errors = place::own().join("outer-qemu.log");
+    let log = File::create(&errors).tried(format!("write {}", errors.display()))?;
+    // Nothing is ever written there; but where it is closed, QEMU takes it that nobody listens either.
+    run::status(qemu.stdin(Stdio::piped()).stderr(log))?;
+    let said = fs::read_to_string(&result).unwrap_or_default();
+    match said.trim().parse::<u8>() {
+        Ok(0) => Ok(()),
+        Ok(_) => Err(Failure::step(format!(
+            "tests in Incus VMs failed; what Incus complained of is in {}",
+            console.display()
+        ))),
+        Err(_) => Err(Failure::step(format!(
+            "the outer guest ended before its tests did. The end of its console, {}:\n{}\nQEMU said:\n{}",
+            console.display(),
+            run::tail(&console),
+            run::tail(&errors)
+        ))),
+    }
+}
+
+/// A kernel that finds its disk without an initramfs, takes no time for what is not tested here, and ends QEMU where it panics.
+const KERNEL_WORDS: &str = "root=/dev/nvme0n1 rw init=/usr/sbin/outer-init console=ttyS0 quiet panic=-1 mitigations=off \
+                            apparmor=0 audit=0 pika_rig";
