@@ -485,7 +485,13 @@ impl World {
             self.trace.line(self.now, &format_args!("r{runtime}"), format_args!("answer {id}: {answer:?}"));
         }
         let Some(driven) = self.of(serial, runtime) else { return Ok(()) };
+        let was_held_back = !driven.core.wants_read();
         driven.core.answer(id, answer, reading);
+        if was_held_back && driven.core.wants_read() {
+            // The host itself kept the guest waiting, until Incus said which machine it is: that is no silence of the guest's.
+            let now = self.now;
+            self.oracle.heard(runtime, now);
+        }
         self.perform(runtime)
     }
 
