@@ -124,6 +124,21 @@ fn folders_and_volumes_are_there_before_the_job_begins() {
     stage.check_nothing_left(&spec);
 }
 
+/// Without incus-agent nobody mounts them: the job does not begin, and says which one it waited for.
+#[test]
+fn a_mount_that_nobody_brings_is_named() {
+    let Some(vms) = IncusVms::get() else { return };
+    let stage = Stage::new("unmounted");
+    let snapshot = stage.more("snapshot");
+    fs::create_dir(&snapshot).unwrap();
+    let mounts = json!([{ "kind": "read_only_snapshot", "guest_path": "/snapshot", "source": snapshot }]);
+    let spec = vms.spec(&stage, VmKind::Bare, "echo begun").with("mounts", mounts).as_root();
+    let done = vms.start(&stage, &spec).finish().expect(126);
+    assert!(done.stderr.contains("`/snapshot` is not mounted"), "{}", done.stderr);
+    assert_eq!(stage.outputs(&spec).log(), "");
+    stage.check_nothing_left(&spec);
+}
+
 /// Incus gives a context id to another VM as soon as the one that had it is stopped. Here each of two gets the other's.
 #[test]
 fn vms_that_come_back_with_each_others_context_id_are_told_apart() {
