@@ -17,6 +17,7 @@ let
 
   cfg = config.services.pika-guest;
   agent = lib.getExe' cfg.package "pika-guest";
+  supervisors = "/run/pika-guest/supervise.sock";
   ci = "ci";
 
   unitName =
@@ -280,7 +281,10 @@ in
         after = [ "pika-guest-supervise.socket" ];
         # It is tried again for ever: a guest without it is lost to its host.
         startLimitIntervalSec = 0;
-        environment = limits;
+        environment = limits // {
+          # Starts go over this socket or nowhere: a workload would inherit the sandbox.
+          PIKA_GUEST_SUPERVISE = supervisors;
+        };
         serviceConfig = {
           Type = "notify";
           ExecStart = utils.escapeSystemdExecArgs (
@@ -307,9 +311,10 @@ in
 
       # One for each command that a host starts.
       "pika-guest-supervise@" = {
-        description = "pika-cloud supervisor of a host's command";
+        description = "pika-cloud supervisor of a workload";
         # A new configuration ends no command.
         restartIfChanged = false;
+        unitConfig.CollectMode = "inactive-or-failed";
         # What commands find: all of the system's programs.
         path = [
           "/run/wrappers"
@@ -323,16 +328,26 @@ in
             "--socket"
           ];
           StandardInput = "socket";
+          StandardOutput = "journal";
+          StandardError = "journal";
+          # TERM is for the supervisor, which passes it on and waits for the workload's grace.
+          KillMode = "mixed";
+          TimeoutStopSec = 90;
+          OOMPolicy = "continue";
+          MemoryAccounting = true;
+          # Workloads may run containers of their own.
+          Delegate = true;
+          TasksMax = "infinity";
         };
       };
     }
     // lib.mapAttrs' workloadUnit cfg.workloads;
 
     systemd.sockets.pika-guest-supervise = {
-      description = "pika-cloud supervisors, started for the agent";
+      description = "pika-cloud supervisors";
       wantedBy = [ "sockets.target" ];
       socketConfig = {
-        ListenStream = "/run/pika-guest/supervise.sock";
+        ListenStream = supervisors;
         SocketMode = "0600";
         Accept = true;
         RemoveOnStop = true;

@@ -7,7 +7,11 @@ let
   nixos = import ./nixos.nix { inherit lib; };
 
   # No machine has it, so that units read the same everywhere.
-  package.outPath = "/nix/store/00000000000000000000000000000000-pika-guest";
+  package = name: {
+    type = "derivation";
+    outPath = "/nix/store/00000000000000000000000000000000-${name}";
+  };
+  pkgs = lib.genAttrs [ "darkhttpd" "gcc" "git" "gnumake" ] package;
 
   evaluate =
     modules:
@@ -15,10 +19,13 @@ let
       modules = [
         { inherit (nixos) options; }
         ../default.nix
-        { services.pika-guest.package = lib.mkDefault (package // { type = "derivation"; }); }
+        { services.pika-guest.package = lib.mkDefault (package "pika-guest"); }
       ]
       ++ modules;
-      specialArgs = { inherit (nixos) utils; };
+      specialArgs = {
+        inherit (nixos) utils;
+        inherit pkgs;
+      };
     }).config;
 
   checked =
@@ -41,10 +48,11 @@ let
     // named "socket" (builtins.mapAttrs (_: nixos.render.socket) config.systemd.sockets)
     // named "tmpfiles" (builtins.mapAttrs (_: nixos.render.tmpfiles) config.systemd.tmpfiles.settings)
     // {
-      "rest.json" = {
+      "rest.txt" = nixos.render.lines {
         inherit (config.boot) kernelModules;
         inherit (config.users) users groups;
         packages = map toString config.environment.systemPackages;
+        openPorts = config.networking.firewall.allowedTCPPorts;
         keptOverChanges = builtins.filter (name: !config.systemd.services.${name}.restartIfChanged) (
           builtins.attrNames config.systemd.services
         );
@@ -66,15 +74,16 @@ let
       }
       // settings;
     };
-  refused = configuration: names: {
+  refuse = configuration: names: {
     inherit names;
     config = builtins.deepSeq (files configuration) "accepted";
   };
   of = "services.pika-guest.workloads.demo";
-in
-{
-  accepted = builtins.mapAttrs (_: files) {
+
+  accepted = {
     disabled = { };
+    ci-runner.imports = [ ../examples/ci-runner.nix ];
+    managed-agent.imports = [ ../examples/managed-agent.nix ];
     plain = guest { };
     container = {
       imports = [ (guest { ciUser.enable = false; }) ];
@@ -87,39 +96,69 @@ in
     };
   };
 
+  flake = import ./flake.nix { inherit lib; };
+
   refused = {
-    enable = refused (guest { enable = "yes"; }) "services.pika-guest.enable";
-    package = refused (guest { package = "pika-guest"; }) "services.pika-guest.package";
-    port-text = refused (guest { port = "20555"; }) "services.pika-guest.port";
-    port-reserved = refused (guest { port = 1023; }) "services.pika-guest.port";
-    port-any = refused (guest { port = 4294967295; }) "services.pika-guest.port";
-    group = refused (guest { group = "wheel"; }) "services.pika-guest.group";
-    ci-user = refused (guest { ciUser.enable = 1; }) "services.pika-guest.ciUser.enable";
-    events-few = refused (guest { limits.eventMiB = 1; }) "services.pika-guest.limits.eventMiB";
-    events-many = refused (guest { limits.eventMiB = 65; }) "services.pika-guest.limits.eventMiB";
-    logs-few = refused (guest { limits.logMiB = 0; }) "services.pika-guest.limits.logMiB";
-    logs-many = refused (guest { limits.logMiB = 257; }) "services.pika-guest.limits.logMiB";
-    unknown = refused (guest { prot = 20555; }) "services.pika-guest.prot";
-    unknown-of-workload = refused (workload { comand = [ "/bin/demo" ]; }) "${of}.comand";
-    no-command = refused (guest { workloads.demo = { }; }) "${of}.command";
-    empty-command = refused (workload { command = [ ]; }) "${of}.command";
-    command-text = refused (workload { command = "/bin/demo"; }) "${of}.command";
-    command-number = refused (workload { command = [ 7 ]; }) "${of}.command";
-    command-by-name = refused (workload { command = [ "demo" ]; }) "${of}.command";
-    user-unknown = refused (workload { user = "nobody-knows"; }) "${of}.user";
-    user-empty = refused (workload { user = ""; }) "${of}.user";
-    user-ci-without = refused (guest {
+    enable = refuse (guest { enable = "yes"; }) "services.pika-guest.enable";
+    package = refuse (guest { package = "pika-guest"; }) "services.pika-guest.package";
+    port-text = refuse (guest { port = "20555"; }) "services.pika-guest.port";
+    port-reserved = refuse (guest { port = 1023; }) "services.pika-guest.port";
+    port-any = refuse (guest { port = 4294967295; }) "services.pika-guest.port";
+    group = refuse (guest { group = "wheel"; }) "services.pika-guest.group";
+    ci-user = refuse (guest { ciUser.enable = 1; }) "services.pika-guest.ciUser.enable";
+    events-few = refuse (guest { limits.eventMiB = 1; }) "services.pika-guest.limits.eventMiB";
+    events-many = refuse (guest { limits.eventMiB = 65; }) "services.pika-guest.limits.eventMiB";
+    logs-few = refuse (guest { limits.logMiB = 0; }) "services.pika-guest.limits.logMiB";
+    logs-many = refuse (guest { limits.logMiB = 257; }) "services.pika-guest.limits.logMiB";
+    unknown = refuse (guest { prot = 20555; }) "services.pika-guest.prot";
+    unknown-of-workload = refuse (workload { comand = [ "/bin/demo" ]; }) "${of}.comand";
+    no-command = refuse (guest { workloads.demo = { }; }) "${of}.command";
+    empty-command = refuse (workload { command = [ ]; }) "${of}.command";
+    command-text = refuse (workload { command = "/bin/demo"; }) "${of}.command";
+    command-number = refuse (workload { command = [ 7 ]; }) "${of}.command";
+    command-by-name = refuse (workload { command = [ "demo" ]; }) "${of}.command";
+    user-unknown = refuse (workload { user = "nobody-knows"; }) "${of}.user";
+    user-empty = refuse (workload { user = ""; }) "${of}.user";
+    user-ci-without = refuse (guest {
       ciUser.enable = false;
       workloads.demo.command = [ "/bin/demo" ];
     }) "${of}.user";
-    env-number = refused (workload { env.DEPTH = 3; }) "${of}.env";
-    env-name = refused (workload { env."A B" = "c"; }) "${of}.env";
-    notify = refused (workload { notify = "ready"; }) "${of}.notify";
-    wanted-by = refused (workload { wantedBy = [ "multi-user" ]; }) "${of}.wantedBy";
-    wait-for = refused (workload { waitFor = [ "clouds" ]; }) "${of}.waitFor";
-    wait-for-cloud-init = refused (workload { waitFor = [ "cloud-init" ]; }) "${of}.waitFor";
-    name = refused (guest {
+    env-number = refuse (workload { env.DEPTH = 3; }) "${of}.env";
+    env-name = refuse (workload { env."A B" = "c"; }) "${of}.env";
+    notify = refuse (workload { notify = "ready"; }) "${of}.notify";
+    wanted-by = refuse (workload { wantedBy = [ "multi-user" ]; }) "${of}.wantedBy";
+    wait-for = refuse (workload { waitFor = [ "clouds" ]; }) "${of}.waitFor";
+    wait-for-cloud-init = refuse (workload { waitFor = [ "cloud-init" ]; }) "${of}.waitFor";
+    name = refuse (guest {
       workloads."a b".command = [ "/bin/demo" ];
     }) "services.pika-guest.workloads";
+    image-kind = {
+      names = "mkIncusImage: kind";
+      config = flake.wrongKind;
+    };
   };
+
+  plain = files accepted.plain;
+  # What reads as it does in `plain` is not repeated.
+  differing =
+    files:
+    lib.genAttrs (builtins.filter (name: files.${name} != plain.${name} or null) (
+      builtins.attrNames files
+    )) (name: files.${name});
+in
+{
+  # Files, each after a line with its name.
+  accepted = nixos.render.files (
+    builtins.mapAttrs (_: configuration: differing (files configuration)) accepted
+    // {
+      inherit plain;
+      flake."outputs.txt" = nixos.render.lines (removeAttrs flake [ "wrongKind" ]);
+    }
+  );
+
+  # What must fail to evaluate, with an error that has these words in it.
+  refused = builtins.mapAttrs (_: case: case.config) refused;
+  refusals = builtins.concatStringsSep "" (
+    lib.mapAttrsToList (name: case: "${name} ${case.names}\n") refused
+  );
 }

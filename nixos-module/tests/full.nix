@@ -6,7 +6,7 @@
   workloads = {
     agent = {
       command = [
-        "/srv/agent/bin/serve"
+        "/bin/sh"
         "--greeting"
         "100% of $HOME"
       ];
@@ -19,11 +19,11 @@
       ];
     };
     warm-up = {
-      command = [ "/bin/warm-up" ];
+      command = [ "/bin/true" ];
       notify = "started";
     };
     by-hand = {
-      command = [ "/bin/by-hand" ];
+      command = [ "/bin/true" ];
       wantedBy = [ ];
     };
   };

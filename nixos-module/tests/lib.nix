@@ -240,7 +240,9 @@ let
         inherit config lib;
       };
       all = concatMap (withImports args) modules;
-      config = evalTree loc (map (module: module.options) all) (map (module: module.config) all);
+      # As nixpkgs merges lists: what comes last is first.
+      definitions = foldl' (found: module: [ module.config ] ++ found) [ ] all;
+      config = evalTree loc (map (module: module.options) all) definitions;
     in
     {
       inherit config;

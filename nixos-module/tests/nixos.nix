@@ -3,7 +3,6 @@
 { lib }:
 let
   inherit (builtins)
-    attrNames
     concatLists
     concatMap
     concatStringsSep
@@ -30,6 +29,7 @@ let
       after = strings;
       wants = strings;
       wantedBy = strings;
+      unitConfig = values;
       ${section} = values;
     };
   };
@@ -66,6 +66,7 @@ let
       // lib.optionalAttrs (unit.startLimitIntervalSec or null != null) {
         StartLimitIntervalSec = unit.startLimitIntervalSec;
       }
+      // unit.unitConfig
     );
   foot = unit: section "Install" (joined "WantedBy" unit.wantedBy);
   text = concatStringsSep "\n";
@@ -85,6 +86,8 @@ in
     boot.kernelModules = strings;
     environment.systemPackages = option (types.listOf types.package) [ ];
     services.cloud-init.enable = option types.bool false;
+    networking.firewall.allowedTCPPorts = option (types.listOf types.anything) [ ];
+    system.stateVersion = option types.str "";
     systemd.services = option (types.attrsOf (types.submodule service)) { };
     systemd.sockets = option (types.attrsOf (types.submodule (unit "socketConfig"))) { };
     systemd.tmpfiles.settings = values;
@@ -124,9 +127,21 @@ in
           path: mapAttrsToList (type: rule: "${type} ${path} ${concatStringsSep " " (fields rule)}\n");
       in
       concatStringsSep "" (concatLists (mapAttrsToList lines rules));
+
+    # Everything else, for people to compare.
+    lines = set: concatStringsSep "" (mapAttrsToList (name: value: "${name}: ${toJSON value}\n") set);
+    files =
+      folders:
+      let
+        file =
+          folder: name: content:
+          "==> ${folder}/${name}\n${content}";
+      in
+      concatStringsSep "" (
+        concatLists (mapAttrsToList (folder: files: mapAttrsToList (file folder) files) folders)
+      );
   };
 
   # What NixOS refuses a configuration with.
   failures = config: map (found: found.message) (filter (found: !found.assertion) config.assertions);
-  names = attrNames;
 }
