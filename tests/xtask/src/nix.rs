@@ -11,6 +11,9 @@
 //! What it runs with is installed where it is missing: Debian's `nix-bin` and `systemd`, and from crates.io the two programs that
 //! read Nix, which are kept under `target/xtask/nix`. Nix itself has its store and its state there too, and writes nothing else.
 
+#[cfg(test)]
+mod parity;
+
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::fs;
@@ -256,7 +259,36 @@ fn verify(unit: &Path) -> Result<()> {
 
 fn check_exposure(unit: &Path) -> Result<()> {
     let mut command = Command::new("systemd-analyze");
-    command.args(["security", "--no-pager", "--offline=true"]);
-    command.arg(format!("--threshold={MAX_EXPOSURE}")).arg(unit);
-    run::captured(&mut command).map(drop)
+    command.args(["security", "--no-pager", "--offline=true"]).arg(unit);
+    let line = run::line(&command);
+    command.arg(format!("--threshold={MAX_EXPOSURE}"));
+    run::captured(&mut command).map(drop).map_err(|failure| {
+        let reason = failure.text().unwrap_or_default();
+        Failure::step(format!("the agent's unit is exposed by more than it may be; `{line}` says by what. {reason}"))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn files_are_told_apart() {
+        let files = files_in("==> a/b\none\ntwo\n==> c\n==> d\nlast");
+        let found: Vec<(&str, &str)> = files.iter().map(|(name, text)| (name.as_str(), text.as_str())).collect();
+        assert_eq!(found, [("a/b", "one\ntwo\n"), ("c", ""), ("d", "last")]);
+    }
+
+    #[test]
+    fn programs_of_the_store_are_replaced_and_its_folders_are_not() {
+        let unit = "Environment=\"PATH=/nix/store/0-x/bin\"\nExecStart=\"/nix/store/0-x/bin/y\" \"--z\"\n";
+        assert_eq!(with_program(unit, "/t"), "Environment=\"PATH=/nix/store/0-x/bin\"\nExecStart=\"/t\" \"--z\"\n");
+    }
+
+    #[test]
+    fn a_difference_is_shown_by_its_lines() {
+        let (golden, file) = ("a=1\nb=2\n".to_owned(), "b=2\nc=3\n".to_owned());
+        assert_eq!(describe("unit", Some(&golden), Some(&file)), "unit\n  - a=1\n  + c=3");
+        assert_eq!(describe("unit", Some(&golden), None), "unit\n  - a=1\n  - b=2");
+    }
 }
