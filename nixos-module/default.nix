@@ -75,6 +75,9 @@ let
           Who says `ready` to the host, and when: `self`, the workload runs `pika-guest ready` when it is, whatever that
           means to it; `started`, the unit does once the program runs; `systemd`, the unit does once the program has sent
           `READY=1` (see {manpage}`sd_notify(3)`). With the last two the unit fails where `ready` cannot be written.
+
+          Where the host starts a command, its `starting` overtakes a `ready` that was said before. A unit whose `ready` is to
+          count has an empty {option}`wantedBy`, and the host's command is `systemctl start --wait pika-workload-NAME`, as root.
         '';
       };
 

@@ -1,5 +1,9 @@
-# A long-lived agent that comes up with the machine and tells the host when it serves. Its state is in /var/lib/agent, where the
-# host's spec mounts a persistent volume.
+# A long-lived agent that tells the host when it serves. The host's spec starts it, and lives as long as it does:
+#
+#   "entry_command": "exec systemctl start --wait pika-workload-agent",
+#   "bootstrap": { "run_as_root": true }
+#
+# Its state is in /var/lib/agent, where the spec mounts a persistent volume.
 {
   config,
   lib,
@@ -20,6 +24,7 @@
       user = "agent";
       waitFor = [ "network" ];
       notify = "started";
+      wantedBy = [ ];
     };
   };
 

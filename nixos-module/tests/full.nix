@@ -1,14 +1,16 @@
-# Every option of the module set to something.
+# Every option of the module set to something. The programs are ones that any Linux has: the tests run these units on Debian, too.
 {
   port = 20556;
   limits.eventMiB = 8;
   limits.logMiB = 16;
   workloads = {
     agent = {
+      # Says READY=1 itself, since systemd listens to a unit's main process alone.
       command = [
-        "/bin/sh"
-        "--greeting"
-        "100% of $HOME"
+        "/usr/bin/perl"
+        "-MIO::Socket"
+        "-e"
+        "IO::Socket::UNIX->new(Type => SOCK_DGRAM, Peer => $ENV{NOTIFY_SOCKET})->send('READY=1'); print qq{100% of $ENV{AGENT_HOME}\\n}; sleep"
       ];
       user = "agent";
       env.AGENT_HOME = "/var/lib/agent";
@@ -17,14 +19,21 @@
         "network"
         "cloud-init"
       ];
+      wantedBy = [ ];
     };
-    warm-up = {
-      command = [ "/bin/true" ];
+    steady = {
+      command = [
+        "/bin/sleep"
+        "infinity"
+      ];
       notify = "started";
     };
-    by-hand = {
-      command = [ "/bin/true" ];
-      wantedBy = [ ];
+    talker = {
+      command = [
+        "/bin/sh"
+        "-c"
+        "pika-guest progress warm-up --fraction 0.5 && echo made > /run/pika-cloud/artifacts/made && exec sleep infinity"
+      ];
     };
   };
 }
