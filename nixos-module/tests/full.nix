@@ -10,7 +10,7 @@
         "/usr/bin/perl"
         "-MIO::Socket"
         "-e"
-        "IO::Socket::UNIX->new(Type => SOCK_DGRAM, Peer => $ENV{NOTIFY_SOCKET})->send('READY=1'); print qq{100% of $ENV{AGENT_HOME}\\n}; sleep"
+        "IO::Socket::UNIX->new(Type => SOCK_DGRAM, Peer => $ENV{NOTIFY_SOCKET})->send('READY=1'); print STDERR qq{100% of $ENV{AGENT_HOME}\\n}; sleep"
       ];
       user = "agent";
       env.AGENT_HOME = "/var/lib/agent";
