@@ -317,7 +317,15 @@ in
         description = "pika-cloud supervisor of a workload";
         # A new configuration ends no command.
         restartIfChanged = false;
-        unitConfig.CollectMode = "inactive-or-failed";
+        # A host may ask while the machine still boots, and is not kept waiting for the rest of that.
+        requires = [ "sysinit.target" ];
+        after = [ "sysinit.target" ];
+        conflicts = [ "shutdown.target" ];
+        before = [ "shutdown.target" ];
+        unitConfig = {
+          DefaultDependencies = false;
+          CollectMode = "inactive-or-failed";
+        };
         # What commands find: all of the system's programs.
         path = [
           "/run/wrappers"

@@ -27,6 +27,9 @@ let
     options = {
       description = option types.str "";
       after = strings;
+      before = strings;
+      conflicts = strings;
+      requires = strings;
       wants = strings;
       wantedBy = strings;
       unitConfig = values;
@@ -62,6 +65,9 @@ let
         Description = unit.description;
       }
       // joined "After" unit.after
+      // joined "Before" unit.before
+      // joined "Conflicts" unit.conflicts
+      // joined "Requires" unit.requires
       // joined "Wants" unit.wants
       // lib.optionalAttrs (unit.startLimitIntervalSec or null != null) {
         StartLimitIntervalSec = unit.startLimitIntervalSec;
