@@ -440,6 +440,7 @@ fn caps_that_the_image_sets() {
     let outcome = finish(run, b"");
     assert_eq!(outcome.code, 0, "{}", outcome.stderr);
     let held = std::fs::metadata(guest.path("logs/guest.log")).unwrap().len();
-    assert!((1_900_000..=2_097_152).contains(&held), "{held} bytes are held");
+    // Up to a block less, where the last one did not fit, and a line that says how much was dropped.
+    assert!((1_900_000..=2_097_152 + 200).contains(&held), "{held} bytes are held");
     assert_eq!(guest.read("artifacts/cap"), "3145728\n");
 }
