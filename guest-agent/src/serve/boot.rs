@@ -24,7 +24,7 @@ const SYSTEMD_LISTENS: &str = "run/systemd/private";
 enum Init {
     /// systemd, or what becomes systemd (NixOS runs a script first).
     Systemd,
-    /// OpenRC, whatever its first process is.
+    /// `OpenRC`, whatever its first process is.
     OpenRc,
     /// One that leaves `/run` as it is.
     Other,
