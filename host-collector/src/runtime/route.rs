@@ -244,9 +244,14 @@ impl Route {
         }
     }
 
+    /// Why ours is being tried.
+    pub(super) fn lack(&self) -> Option<String> {
+        self.lack.as_ref().map(|lack| format!("{lack}; and the host's own has not answered yet"))
+    }
+
     /// A session was had.
     pub(super) fn opened(&mut self) {
-        (self.is_heard, self.refused_puts) = (true, 0);
+        (self.is_heard, self.refused_puts, self.lack) = (true, 0, None);
         match self.last.agent {
             Agent::Image => self.missed = 0,
             Agent::Placed | Agent::Put => {
