@@ -161,7 +161,10 @@ pub(crate) async fn run(
             stdin.shutdown().await
         };
         // Whoever ends without reading all of it says by its exit code whether that is a failure.
-        let write = async { Ok(write.await.unwrap_or_default()) };
+        let write = async {
+            let _ = write.await;
+            Ok(())
+        };
         // One that talks without end reads nothing: it is not waited for.
         let ((), output) = tokio::try_join!(write, read_bounded(&mut stdout))?;
         Ok(Ran { output, code: end.code().await, errors: end.errors() })

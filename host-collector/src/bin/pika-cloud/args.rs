@@ -33,7 +33,7 @@ pub(crate) struct Args {
     #[arg(long, global = true, value_name = "unix:PATH", env = "PIKA_CLOUD_INCUS")]
     incus: Option<String>,
 
-    /// The static pika-guest that is put into guests without one [default: $PIKA_GUEST_AGENT, else beside pika-cloud]
+    /// The static pika-guest that is put into guests without one [default: `$PIKA_GUEST_AGENT`, else beside pika-cloud]
     #[arg(long, global = true, value_name = "PATH")]
     agent: Option<PathBuf>,
 
