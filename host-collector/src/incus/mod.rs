@@ -54,6 +54,7 @@ pub use client::{Server, ServerEnvironment};
 pub use error::{Class, Error};
 pub use events::{LifecycleEvents, Wakes};
 pub use instance::{Image, InstanceState, InstanceView, Profile, VsockAddress};
+pub(crate) use operation::Work;
 pub(crate) use plan::is_marked;
 pub use plan::{Labels, Ownership, VolumeLabels, create_request, label};
 pub use provision::provision;

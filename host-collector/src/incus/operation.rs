@@ -27,8 +27,23 @@ pub(super) struct Operation {
     pub(super) metadata: Value,
 }
 
-/// What Incus calls an operation that makes an instance.
-const CREATING: &str = "Creating instance";
+/// What Incus may be doing with an instance, in its own words for it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Work {
+    /// It makes it.
+    Creating,
+    /// It starts it.
+    Starting,
+}
+
+impl Work {
+    fn descriptions(self) -> &'static [&'static str] {
+        match self {
+            Self::Creating => &["Creating instance"],
+            Self::Starting => &["Starting instance", "Restarting instance"],
+        }
+    }
+}
 
 /// An operation in a list of them.
 #[derive(Debug, Deserialize)]
@@ -43,23 +58,23 @@ struct Listed {
 }
 
 impl Listed {
-    fn creates(&self, name: &str) -> bool {
+    fn is(&self, work: Work, name: &str) -> bool {
         let is_it = |path: &String| path.split('?').next().and_then(|path| path.rsplit('/').next()) == Some(name);
-        self.description == CREATING
+        work.descriptions().contains(&self.description.as_str())
             && progress(self.status_code) == Progress::Going
             && self.resources.iter().flat_map(BTreeMap::values).flatten().any(is_it)
     }
 }
 
 impl Client {
-    /// Whether Incus is at work on a create of an instance of that name, whoever asked for it: one that is not there yet may
-    /// come to be.
-    pub(crate) async fn is_being_created(&self, project: &str, name: &str) -> Result<bool, Error> {
+    /// Whether Incus is at work on an instance of that name, whoever asked for it: one that is not there yet may come to be, and
+    /// one that is stopped may be about to run.
+    pub(crate) async fn is_at(&self, work: Work, project: &str, name: &str) -> Result<bool, Error> {
         // By status; nothing under way may be answered as null.
         type ByStatus = Option<BTreeMap<String, Vec<Listed>>>;
         let path = format!("/1.0/operations?recursion=1&project={}", encode(project));
         match self.get::<ByStatus>(&path).await {
-            Ok(operations) => Ok(operations.iter().flat_map(BTreeMap::values).flatten().any(|one| one.creates(name))),
+            Ok(operations) => Ok(operations.iter().flat_map(BTreeMap::values).flatten().any(|one| one.is(work, name))),
             // Not everybody who may make instances may see operations, and a cluster that misses a member may not list them.
             Err(Error::Refused { code, message, .. }) => {
                 tracing::debug!("operations cannot be read: {code} {message}");
