@@ -24,11 +24,30 @@ const INIT_FILES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../guest-agent/in
 impl Image {
     /// The test image with another program for its agent.
     pub fn with_agent(program: &str) -> Self {
-        Self::of_lab(lab::IMAGE, |root| {
-            let agent = root.join("usr/bin/pika-guest");
-            fs::write(&agent, program).expect("the agent can be replaced");
-            fs::set_permissions(&agent, fs::Permissions::from_mode(0o755)).expect("the agent can be made executable");
+        Self::of_lab(lab::IMAGE, |root| write_program(&root.join("usr/bin/pika-guest"), program))
+    }
+
+    /// The test image without an agent, its root changed.
+    pub fn bare(change: impl FnOnce(&Path)) -> Self {
+        Self::of_lab(lab::BARE_IMAGE, change)
+    }
+
+    /// The same, with another program for its shell. What boots it has busybox's own.
+    pub fn with_shell(program: &str) -> Self {
+        Self::bare(|root| {
+            let init = root.join("sbin/init");
+            let text = fs::read_to_string(&init).expect("the image has a first process");
+            write_program(&init, &text.replacen("#!/bin/sh", "#!/bin/busybox sh", 1));
+            fs::remove_file(root.join("bin/sh")).expect("the image has a shell");
+            write_program(&root.join("bin/sh"), program);
         })
+    }
+
+    /// Sets a property of it.
+    #[must_use]
+    pub fn with_property(self, key: &str, value: &str) -> Self {
+        run(&mut Incus.client(&["image", "set-property", &self.alias, key, value]));
+        self
     }
 
     /// The test image with busybox's init, which runs the agent.
@@ -85,6 +104,11 @@ impl Image {
         run(&mut Incus.client(&["image", "import", &packed, "--alias", &alias]));
         Self { alias }
     }
+}
+
+fn write_program(path: &Path, program: &str) {
+    fs::write(path, program).expect("the image's tree can be written");
+    fs::set_permissions(path, fs::Permissions::from_mode(0o755)).expect("the program can be made executable");
 }
 
 impl Drop for Image {

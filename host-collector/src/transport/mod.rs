@@ -1,7 +1,11 @@
 //! Byte streams to a guest's agent. The session runs over any of them and does not know which.
 
 mod exec;
+mod own;
+mod put;
 pub mod vsock;
 
 pub(crate) use exec::dial_exec;
+pub(crate) use own::{PUT_DIAL_TIMEOUT, dial_own};
+pub use put::PutError;
 pub(crate) use vsock::dial_vsock;
