@@ -24,8 +24,9 @@ mod stream;
 mod unix;
 mod vsock;
 
+pub use files::Callers;
 pub use listen::Place;
 pub use listener::{ServeError, places, serve};
-pub use sessions::MAX_SESSIONS;
+pub use sessions::{MAX_LOCAL_SESSIONS, MAX_SESSIONS};
 pub use stream::serve_stdio;
 pub use unix::UnixError;
