@@ -14,7 +14,6 @@ use rustix::fs::OFlags;
 use rustix::process::PidfdFlags;
 
 use super::marks::Marks;
-use super::settled;
 use super::stream::refusal;
 use crate::ledger::{
     self, AckFile, FileLock, Folder, Ledger, LedgerError, OWNER, OwnerFile, SESSION_LOCK, SUPERVISOR_LOCK, StreamFile,
@@ -105,7 +104,6 @@ impl Files {
         if let Some(message) = self.callers.stranger(hello.machine, own) {
             return Err(SessionError { code: ErrorCode::AnotherMachine, message: message.to_owned() });
         }
-        settled::wait_for_run(&self.root);
         let ledger = Ledger::open_at(&self.root).map_err(|error| broken(&error))?;
         let watch = Watch::new(ledger.folder());
         let (source, mut opened) = source::open(&ledger, hello, &self.session).map_err(|error| match &error {
