@@ -46,7 +46,7 @@ impl Ready {
         if let Some((agent, cloud)) = self.programs.clone() {
             all.extend([("PIKA_TEST_AGENT", agent), ("PIKA_TEST_CLOUD", cloud)]);
         }
-        all.extend(debian_image::kept().map(|image| ("PIKA_TEST_DEBIAN_IMAGE", image)));
+        all.extend(debian_image::kept());
         all
     }
 
