@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -304,6 +305,40 @@ fn a_place_that_is_taken_is_left_and_another_one_used() {
     }
 }
 
+/// Where a user of the image could write, a user may have put what is looked for: it would run as root.
+#[test]
+fn what_a_user_may_have_put_there_is_not_run() {
+    let stage = Stage::new("planted");
+    let digest = &pika_cloud_tests::sha256(&fs::read(&Lab::get().agent).unwrap())[..16];
+    let program = "#!/bin/sh\nid -u > /tmp/was-run\nexit 127\n";
+    for (what, change) in [
+        ("the file is a user's", format!("chown 1000 $P/{digest}/pika-guest")),
+        ("others may write to the file", format!("chmod 757 $P/{digest}/pika-guest")),
+        ("the folder is a user's", format!("chown 1000 $P/{digest}")),
+        ("the folder of all agents is a user's", "chown 1000 $P".to_owned()),
+        ("the folder of all agents is a group's", "chgrp 1000 $P && chmod 775 $P".to_owned()),
+        ("the folder of the system's is everybody's", "chmod 777 $P/..".to_owned()),
+        ("the folder of all agents is a link", "mv $P $P.moved && ln -s $(basename $P).moved $P".to_owned()),
+    ] {
+        let image = Image::bare(|root| {
+            for place in [PLACE, "/opt/pika-cloud-agent"] {
+                let place = root.join(&place[1..]);
+                let folder = place.join(digest);
+                fs::create_dir_all(&folder).unwrap();
+                fs::write(folder.join("pika-guest"), program).unwrap();
+                fs::set_permissions(folder.join("pika-guest"), fs::Permissions::from_mode(0o755)).unwrap();
+                let status = std::process::Command::new("sh").args(["-c", &change]).env("P", &place).status();
+                assert!(status.unwrap().success(), "{what}");
+            }
+        });
+        let spec = stage.spec("cat /tmp/was-run 2> /dev/null; exit 9").with("incus.image_alias", &*image.alias);
+        stage.run(&spec).expect(9);
+        assert_eq!(stage.outputs(&spec).log(), "", "{what}: it was run, by the user of that id");
+        assert_eq!(origins(&stage, &spec), ["host"]);
+        stage.check_nothing_left(&spec);
+    }
+}
+
 /// A first process that mounts what a test wants, and then does what it does.
 fn mounting(mounts: &str) -> Image {
     Image::bare(|root| {
@@ -348,7 +383,8 @@ fn a_guest_with_no_room_for_it_is_told() {
 #[test]
 fn a_shell_that_hangs_floods_or_lies_costs_its_own_runtime_only() {
     let stage = Stage::new("shells");
-    let unless_run = |rest: &str| format!("#!/bin/busybox sh\ncase \"$2\" in 'for place'*) exit 127 ;; esac\n{rest}\n");
+    let unless_run =
+        |rest: &str| format!("#!/bin/busybox sh\ncase \"$2\" in *'for place'*) exit 127 ;; esac\n{rest}\n");
     let hangs = unless_run("exec /bin/busybox sleep 600");
     let floods = unless_run("exec /bin/busybox yes");
     let lies = unless_run("exec /bin/busybox cat");

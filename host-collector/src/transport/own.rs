@@ -6,9 +6,9 @@
 //! ```
 //!
 //! It lies in folders of root's own, which no workload controls unless it is root itself, under a name that its digest makes: a
-//! collector of another release has a place of its own, and nothing of the image is replaced. `/var` may be read-only, and
-//! `/run` may forbid to run anything, so there are several. It is stored once for the life of an instance; each session
-//! after that is one exec.
+//! collector of another release has a place of its own, and nothing of the image is replaced. Where anyone but root can write to
+//! any folder on the way there, it is neither put there nor run from there. `/var` may be read-only, and `/run` may forbid to run
+//! anything, so there are several. It is stored once for the life of an instance; each session after that is one exec.
 
 use std::time::Duration;
 
@@ -28,8 +28,9 @@ const FOLDERS: [&str; 3] = ["/var/lib/pika-cloud-agent", "/opt/pika-cloud-agent"
 /// Digits of the digest that tell agents apart.
 const NAME_DIGITS: usize = 16;
 
-/// Runs the first of its arguments that is there, which is whole: an agent is put there by a rename, once it was seen to run.
-const RUN_PLACED: &str = r#"for place; do [ -x "$place" ] && exec "$place" stream; done; exit 127"#;
+/// Runs the first of its arguments that is there, and that root alone can have put there: it runs as root. What is there is
+/// whole: it is put there by a rename, once it was seen to run.
+const RUN_PLACED: &str = concat!(include_str!("scripts/roots.sh"), include_str!("scripts/run_placed.sh"));
 
 /// How long all of it may take, each place tried.
 pub(crate) const PUT_DIAL_TIMEOUT: Duration = Duration::from_secs(60);
@@ -143,7 +144,7 @@ fn of_exec(view: &InstanceView, error: Error) -> OwnError {
 #[cfg(test)]
 mod tests {
     use std::fs;
-    use std::os::unix::fs::PermissionsExt as _;
+    use std::os::unix::fs::{PermissionsExt as _, symlink};
     use std::path::Path;
     use std::process::Command;
 
@@ -171,6 +172,40 @@ mod tests {
         fs::write(&second, "#!/bin/sh\necho \"$0 $1\"\nexit 7\n").unwrap();
         fs::set_permissions(&second, fs::Permissions::from_mode(0o755)).unwrap();
         assert_eq!(run_placed(&[&absent, &second]), (Some(7), format!("{} stream\n", second.display())));
+    }
+
+    /// Run as root, it must be root's: whoever else may write there has put there what it likes.
+    #[test]
+    fn what_others_can_change_is_not_run() {
+        let scratch = tempfile::tempdir().unwrap();
+        let parent = scratch.path().join("parent");
+        let folder = parent.join("folder");
+        let place = folder.join("pika-guest");
+        fs::create_dir_all(&folder).unwrap();
+        fs::write(&place, "#!/bin/sh\nexit 7\n").unwrap();
+        let set_mode = |path: &Path, mode| fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
+        set_mode(&place, 0o755);
+        for path in [&place, &folder, &parent] {
+            for mode in [0o775, 0o757] {
+                set_mode(path, mode);
+                assert_eq!(run_placed(&[&place]).0, Some(127), "{} {mode:o}", path.display());
+            }
+            set_mode(path, 0o755);
+            assert_eq!(run_placed(&[&place]).0, Some(7));
+        }
+        // Nobody moves what is root's out of a sticky folder.
+        set_mode(&parent, 0o1777);
+        assert_eq!(run_placed(&[&place]).0, Some(7));
+        for (target, link, linked) in [
+            (&parent, "link", "link/folder/pika-guest"),
+            (&folder, "parent/link", "parent/link/pika-guest"),
+            (&place, "parent/folder/link", "parent/folder/link"),
+        ] {
+            symlink(target, scratch.path().join(link)).unwrap();
+            let linked = scratch.path().join(linked);
+            assert!(linked.exists());
+            assert_eq!(run_placed(&[&linked]).0, Some(127), "{}", linked.display());
+        }
     }
 
     #[test]

@@ -28,27 +28,10 @@ const VERSION_TIMEOUT: Duration = Duration::from_secs(10);
 /// Characters of a guest's own words that are shown.
 const MAX_SHOWN_CHARS: usize = 300;
 
-/// Puts standard input at `$1`, of `$2` bytes. Every command is one that busybox has as well. NixOS has no others in Incus's
-/// own `PATH`. The shell itself tells which file it could not make, and why. Where nothing may be run, nothing is left.
-const SCRIPT: &str = r#"
-PATH=$PATH:/run/current-system/sw/bin
-fail() { echo "$1" >&2; exit 1; }
-umask 022
-folder=${1%/*}
-mkdir -p "$folder" || exit 1
-[ -d "$folder" ] && [ ! -L "$folder" ] && [ -O "$folder" ] || fail "$folder is no folder of root's own"
-if [ -d "$1" ]; then fail "$1 is a folder"; fi
-rm -f "$folder"/.pika-guest.*
-new=$folder/.pika-guest.$$
-trap 'rm -f "$new"' EXIT
-set -C
-cat >"$new" || fail "$new could not be written"
-size=$(wc -c <"$new")
-[ "$size" -eq "$2" ] || fail "$size of $2 bytes came"
-chmod 0755 "$new" || exit 1
-said=$("$new" version 2>&1) || fail "it does not run there: $said"
-mv -f "$new" "$1"
-"#;
+/// Puts standard input at `$1`, of `$2` bytes, where nobody but root can change it. Every command is one that busybox has as
+/// well. NixOS has no others in Incus's own `PATH`. The shell itself tells which file it could not make, and why. Where nothing
+/// may be run, nothing is left.
+const SCRIPT: &str = concat!(include_str!("scripts/roots.sh"), include_str!("scripts/put.sh"));
 
 /// What an agent says of itself, with `pika-guest version --json`.
 #[derive(Clone, Debug, Deserialize, PartialEq, Eq)]

@@ -83,10 +83,40 @@ fn what_lies_at_the_path_is_not_written_to() {
     assert!(String::from_utf8_lossy(&output.stderr).contains("is a folder"), "{output:?}");
     symlink(scratch.path(), at("linked")).unwrap();
     let output = put(&at("linked").join("pika-guest"), AGENT, AGENT.len());
-    assert!(String::from_utf8_lossy(&output.stderr).contains("no folder of root's own"), "{output:?}");
+    assert!(String::from_utf8_lossy(&output.stderr).contains("no folder that root alone"), "{output:?}");
     assert!(!at("pika-guest").exists());
     // A file where the folder should be.
     assert!(!put(&at("elsewhere/pika-guest"), AGENT, AGENT.len()).status.success());
+}
+
+/// Whoever may write to a folder on the way may put another agent there, which would run as root.
+#[test]
+fn nothing_is_put_where_others_can_change_it() {
+    let scratch = tempfile::tempdir().unwrap();
+    let parent = scratch.path().join("parent");
+    let folder = parent.join("folder");
+    fs::create_dir_all(&folder).unwrap();
+    let set_mode = |path: &Path, mode| fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
+    for path in [&folder, &parent] {
+        for mode in [0o775, 0o757] {
+            set_mode(path, mode);
+            for place in [folder.join("pika-guest"), folder.join("new/pika-guest")] {
+                let output = put(&place, AGENT, AGENT.len());
+                let told = format!("{} is no folder that root alone can write to", path.display());
+                assert!(String::from_utf8_lossy(&output.stderr).contains(&told), "{mode:o}: {output:?}");
+            }
+        }
+        set_mode(path, 0o755);
+    }
+    symlink(&parent, scratch.path().join("linked")).unwrap();
+    let output = put(&scratch.path().join("linked/folder/pika-guest"), AGENT, AGENT.len());
+    assert!(String::from_utf8_lossy(&output.stderr).contains("linked is no folder"), "{output:?}");
+    assert_eq!(names(&folder), [""; 0], "nothing was made there");
+    set_mode(&parent, 0o1777);
+    assert!(
+        put(&folder.join("pika-guest"), AGENT, AGENT.len()).status.success(),
+        "nobody moves what is root's from there"
+    );
 }
 
 /// Where a file system forbids to run anything, or the kernel cannot: the next place is tried.
