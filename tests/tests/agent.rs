@@ -103,6 +103,35 @@ fn what_lies_there_is_not_sent_again() {
     assert_eq!(origins(&stage, &spec), ["host"], "one agent all the time");
 }
 
+/// A host that is upgraded in place has no agent of its own for a moment: a job that runs is not ended by that.
+#[test]
+fn a_job_outlives_a_moment_without_the_hosts_own_agent() {
+    let stage = Stage::new("upgraded");
+    let agent = stage.more("own-agent");
+    let start = |spec: &Spec| {
+        let mut command = stage.run_command(spec, &[]);
+        command.env_remove("PIKA_GUEST_AGENT").arg("--agent").arg(&agent);
+        Running::start(&mut command)
+    };
+    for policy in ["auto", "inject"] {
+        fs::copy(&Lab::get().agent, &agent).unwrap();
+        let spec = gated(&stage).with("incus.image_alias", BARE_IMAGE).with("incus.agent", policy);
+        let run = start(&spec);
+        stage.wait_ready(&spec);
+        run.kill();
+        fs::remove_file(&agent).unwrap();
+        let run = start(&spec);
+        stage.open_gate(&spec);
+        // Many dials.
+        std::thread::sleep(Duration::from_secs(6));
+        fs::copy(&Lab::get().agent, &agent).unwrap();
+        run.finish().expect(7);
+        assert_eq!(stage.outputs(&spec).verdict()["verdict"], "failed");
+        assert_eq!(stage.journal(&spec).check_events(1), 3);
+        stage.check_nothing_left(&spec);
+    }
+}
+
 /// An image's agent is deleted and everything of it but the supervisor killed, in the midst of a job: whatever the spec says,
 /// the job is not touched, and nothing that it says is lost or told twice.
 #[test]

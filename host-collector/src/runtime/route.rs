@@ -227,11 +227,11 @@ impl Route {
             }
             SessionLoss::NoAgent(message) => {
                 let message = self.with_lack(message);
-                // Whatever comes next begins with what the image has by then.
-                if self.policy != AgentPolicy::Inject {
-                    self.agent = Agent::Image;
-                }
-                SessionLoss::NoAgent(message)
+                // Whatever comes next begins with what is there by then.
+                let injects = self.policy == AgentPolicy::Inject;
+                self.agent = if injects { Agent::Placed } else { Agent::Image };
+                // The host may have none for a moment only, while it is upgraded: that is no fault of a guest that runs.
+                if self.is_heard { SessionLoss::Lost(message) } else { SessionLoss::NoAgent(message) }
             }
             loss => loss,
         }

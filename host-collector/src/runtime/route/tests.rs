@@ -101,8 +101,28 @@ fn what_is_injected_never_asks_for_the_images() {
             assert_eq!(route.take(), PLACED);
             assert_eq!(route.missed(none()), Ok(PUT));
             assert!(matches!(route.missed(none()), Err(SessionLoss::NoAgent(_))));
-            route.agent = Agent::Placed;
         }
+    }
+}
+
+/// A host that is upgraded has none for a moment, and a run that began well waits for that as for any lost connection.
+#[test]
+fn a_host_that_has_none_in_mid_run_is_waited_for() {
+    for policy in [AgentPolicy::Auto, AgentPolicy::Baked, AgentPolicy::Inject] {
+        let mut spec = RuntimeSpec::default();
+        (spec.incus.instance_type, spec.incus.agent) = (InstanceType::Container, policy);
+        let mut route = Route::new(&spec, true, Some(AgentOrigin::Host));
+        for _ in 0..10 {
+            let mut next = Ok(route.take());
+            while next.is_ok() {
+                next = route.missed(none());
+            }
+            assert!(matches!(next, Err(SessionLoss::Lost(_))), "{policy:?}: {next:?}");
+        }
+        // What lies there is dialled again, or what the image has by then.
+        let first = if policy == AgentPolicy::Inject { PLACED } else { IMAGE };
+        assert_eq!(route.take(), first);
+        route.opened();
     }
 }
 

@@ -39,9 +39,7 @@ pub(in crate::sim) fn check(life: &Life, facts: &Facts) -> Result<(), Violation>
                     facts.rebooted || facts.stopped || facts.errored || facts.deleted || facts.rewound
                 }
                 DeathCause::SupervisorLost => false,
-                DeathCause::ContractBroken => {
-                    facts.rude || facts.silenced || facts.taken_over || facts.rewound || facts.agentless
-                }
+                DeathCause::ContractBroken => facts.rude || facts.silenced || facts.taken_over || facts.rewound,
                 DeathCause::Rewound => facts.rewound,
             },
         };
