@@ -84,6 +84,8 @@ pub(super) struct Route {
     is_heard: bool,
     /// Dials over vsock in a row that brought no session.
     missed: u32,
+    /// Vsock cannot be taken from here at all, as the last dial over it said.
+    is_vsock_closed: bool,
     /// What exec runs next.
     agent: Agent,
     /// Streams of the image's agent in a row that died.
@@ -108,6 +110,7 @@ impl Route {
             policy,
             is_heard,
             missed: if is_ours { VSOCK_TRIES } else { 0 },
+            is_vsock_closed: false,
             agent,
             deaths: 0,
             refused_puts: 0,
@@ -168,16 +171,16 @@ impl Route {
             self.missed = 0;
         }
         next.map_err(|loss| match loss {
-            // A machine's agent may be served all the same, over vsock.
-            SessionLoss::NoAgent(message) if self.has_vsock() => SessionLoss::Lost(message),
+            // A machine's agent may be served all the same, over vsock, where that can be taken.
+            SessionLoss::NoAgent(message) if self.has_vsock() && !self.is_vsock_closed => SessionLoss::Lost(message),
             SessionLoss::NoTransport(message) => SessionLoss::Lost(message),
             loss => loss,
         })
     }
 
     fn missed_vsock(&mut self, loss: SessionLoss) -> Result<Way, SessionLoss> {
-        if let SessionLoss::NoTransport(_) = loss {
-            // It cannot be taken from here at all.
+        self.is_vsock_closed = matches!(loss, SessionLoss::NoTransport(_));
+        if self.is_vsock_closed {
             self.missed = VSOCK_TRIES;
             return Ok(self.take());
         }

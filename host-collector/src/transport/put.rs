@@ -25,6 +25,9 @@ const PUT_TIMEOUT: Duration = Duration::from_secs(30);
 /// How long an agent may take to say its version.
 const VERSION_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// What an agent may say its release is, in ASCII.
+const MAX_RELEASE_BYTES: usize = 64;
+
 /// Characters of a guest's own words that are shown.
 const MAX_SHOWN_CHARS: usize = 300;
 
@@ -36,7 +39,8 @@ const SCRIPT: &str = concat!(include_str!("scripts/roots.sh"), include_str!("scr
 /// What an agent says of itself, with `pika-guest version --json`.
 #[derive(Clone, Debug, Deserialize, PartialEq, Eq)]
 pub(crate) struct AgentVersion {
-    /// Its release.
+    /// Its release: the guest's word, which is shown to people.
+    #[serde(deserialize_with = "release")]
     pub(crate) agent: String,
     /// The session protocol that it speaks.
     pub(crate) protocol: u32,
@@ -44,6 +48,15 @@ pub(crate) struct AgentVersion {
     pub(crate) schema_version: u32,
     /// SHA-256 over its own bytes, behind `sha256:`.
     digest: String,
+}
+
+/// A few printable characters: nothing that a terminal takes for more than that.
+fn release<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {
+    let text = String::deserialize(deserializer)?;
+    if text.len() <= MAX_RELEASE_BYTES && text.bytes().all(|byte| matches!(byte, b' '..=b'~')) {
+        return Ok(text);
+    }
+    Err(serde::de::Error::custom(format!("the release is no text of at most {MAX_RELEASE_BYTES} printable characters")))
 }
 
 impl AgentVersion {

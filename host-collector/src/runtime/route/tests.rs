@@ -239,3 +239,22 @@ fn a_machine_waits_for_what_a_container_does_not() {
         "no end but what boot_secs sets"
     );
 }
+
+/// Where nothing can be served to this host, what exec says is all that there is.
+#[test]
+fn a_machine_that_vsock_cannot_reach_waits_for_no_agent() {
+    let closed = || SessionLoss::NoTransport("no device".to_owned());
+    let mut baked = machine(AgentPolicy::Baked, false);
+    assert_eq!((baked.take(), baked.missed(closed())), (VSOCK, Ok(IMAGE)));
+    assert!(matches!(baked.missed(none()), Err(SessionLoss::NoAgent(_))));
+    let mut auto = machine(AgentPolicy::Auto, false);
+    assert_eq!((auto.take(), auto.missed(closed())), (VSOCK, Ok(IMAGE)));
+    assert_eq!((auto.missed(none()), auto.missed(none())), (Ok(PLACED), Ok(PUT)));
+    assert!(matches!(auto.missed(none()), Err(SessionLoss::NoAgent(_))));
+    // Once it leads there again, an agent may be served.
+    for _ in 0..VSOCK_TRIES {
+        assert_eq!((baked.take(), baked.missed(lost())), (VSOCK, Err(lost())));
+    }
+    assert_eq!(baked.take(), IMAGE);
+    assert!(matches!(baked.missed(none()), Err(SessionLoss::Lost(_))));
+}

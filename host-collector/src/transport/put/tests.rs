@@ -144,6 +144,19 @@ fn an_agent_says_what_it_is() {
     assert_eq!(version.digest(), None);
 }
 
+/// The release is shown to people: it is short, and says nothing to their terminals.
+#[test]
+fn an_agent_whose_release_is_no_plain_text_is_none() {
+    let parse = |agent: &str| {
+        let text = serde_json::json!({ "agent": agent, "protocol": 1, "schema_version": 1, "digest": "sha256:0" });
+        serde_json::from_value::<AgentVersion>(text)
+    };
+    assert_eq!(parse(&"1".repeat(64)).unwrap().agent.len(), 64);
+    for agent in [&"1".repeat(65), "0.1\u{1b}[2J", "0.1\n", "0.1\u{202e}", "ä"] {
+        assert!(parse(agent).is_err(), "{agent:?}");
+    }
+}
+
 #[test]
 fn a_guests_words_are_shown_in_one_line_and_cut() {
     let said = |errors: &str| shown(&Ran { code: Some(1), output: b"out".to_vec(), errors: errors.to_owned() });
