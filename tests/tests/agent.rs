@@ -84,21 +84,21 @@ fn no_workload_controls_what_was_put_in() {
 #[test]
 fn what_lies_there_is_not_sent_again() {
     let stage = Stage::new("once");
-    let command = format!("pika-guest ready; {}", Stage::gate());
+    let end = "while [ ! -e /tmp/end ]; do sleep 0.05; done";
+    let command = format!("pika-guest ready; {}; pika-guest progress again; {end}", Stage::gate());
     let spec = stage.spec(&command).with("incus.image_alias", BARE_IMAGE);
     let run = stage.start(&spec);
     stage.wait_ready(&spec);
-    let look = format!("stat -c '%i %Y' {PLACE}/*/pika-guest; ls -A {PLACE}/* | wc -l");
-    let placed = Incus.exec_ok(&spec.instance, &look);
+    let look = || Incus.exec_ok(&spec.instance, &format!("stat -c '%i %Y' {PLACE}/*/*; ls -A {PLACE}/* | wc -l"));
+    let placed = look();
     assert!(placed.ends_with("\n1\n"), "{placed}");
     run.kill();
     let run = stage.start(&spec);
-    eventually("the next collector has a session", || {
-        stage.journal(&spec).host("host_boot").len() > 1 || {
-            stage.call(&["inspect", &spec.id]).stdout.contains("agent_origin     host")
-        }
-    });
     stage.open_gate(&spec);
+    // It comes in a session of the next collector.
+    stage.wait_event(&spec, "progress", |event| event["details"]["progress"]["name"] == "again");
+    assert_eq!(look(), placed, "it is the same file");
+    Incus.exec_ok(&spec.instance, "touch /tmp/end");
     run.finish().expect(0);
     assert_eq!(origins(&stage, &spec), ["host"], "one agent all the time");
 }
@@ -459,6 +459,46 @@ fn a_collector_that_is_killed_while_it_puts_the_agent_in_goes_on() {
         stage.run(&spec).expect(5);
         check_whole(&stage, &spec);
     }
+}
+
+/// A put that is cut in its midst leaves nothing that could be run, and the next one nothing of it.
+#[test]
+fn a_put_that_is_cut_leaves_no_agent_behind() {
+    let stage = Stage::new("cutput");
+    // Time enough to be killed in.
+    let image = Image::bare(|root| {
+        let cat = root.join("bin/cat");
+        fs::remove_file(&cat).unwrap();
+        fs::write(&cat, "#!/bin/sh\nsleep 1\nexec /bin/busybox cat \"$@\"\n").unwrap();
+        fs::set_permissions(&cat, fs::Permissions::from_mode(0o755)).unwrap();
+    });
+    let spec = stage.spec(WHOLE_JOB).with("incus.image_alias", &*image.alias).with("incus.agent", "inject");
+    let digest = &pika_cloud_tests::sha256(&fs::read(&Lab::get().agent).unwrap())[..16];
+    let root = Lab::get().incus_dir.join(format!("storage-pools/default/containers/{}/rootfs", spec.instance));
+    let folder = root.join(&PLACE[1..]).join(digest);
+    let names = || -> Vec<String> {
+        let entries = fs::read_dir(&folder).into_iter().flatten().flatten();
+        entries.map(|entry| entry.file_name().into_string().unwrap()).collect()
+    };
+    let mut cut = String::new();
+    for _ in 0..3 {
+        let run = stage.start(&spec);
+        eventually("a put is under way", || {
+            let name = names().into_iter().find(|name| name.starts_with(".pika-guest.") && *name != cut);
+            name.is_some_and(|name| {
+                cut = name;
+                true
+            })
+        });
+        run.kill();
+        // What goes on in the guest is over by then.
+        std::thread::sleep(Duration::from_millis(1500));
+        assert_eq!(names(), [cut.as_str()], "a part of it, under no name that anyone runs");
+    }
+    let run = stage.start(&spec);
+    eventually("it is put in whole", || names() == ["pika-guest"]);
+    run.finish().expect(5);
+    check_whole(&stage, &spec);
 }
 
 /// A stock Debian with systemd, as it comes.
