@@ -281,7 +281,13 @@ in
         description = "pika-cloud guest agent";
         wantedBy = [ "multi-user.target" ];
         wants = [ "pika-guest-supervise.socket" ];
-        after = [ "pika-guest-supervise.socket" ];
+        after = [
+          "sysinit.target"
+          "pika-guest-supervise.socket"
+        ];
+        # At a shutdown nothing stops it: it ends with the last processes, after all units, so that a host hears how its
+        # workload ended.
+        unitConfig.DefaultDependencies = false;
         # It is tried again for ever: a guest without it is lost to its host.
         startLimitIntervalSec = 0;
         environment = limits // {

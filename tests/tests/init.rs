@@ -375,6 +375,25 @@ fn a_shutdown_reaches_the_workload() {
     assert!(guest.sh("cat /var/tmp/events.jsonl").contains("saved"));
 }
 
+/// The listener is the last to go, so that a host hears how its workload ended, and does not have to guess.
+#[test]
+fn a_shutdown_is_heard_to_the_workloads_end() {
+    let stage = Stage::new("heard");
+    let guest = Guest::debian(&stage);
+    let mut owner = Dial::unix(&guest.name, "root", SERVE);
+    owner.hello("owner");
+    owner.start("job-1", "trap 'sleep 2; exit 7' TERM; pika-guest ready; while :; do sleep 0.1; done");
+    owner.event("ready");
+    let mut observer = Dial::unix(&guest.name, "ci", SERVE);
+    observer.hello("observer");
+    observer.event("ready");
+    guest.sh("systemctl poweroff");
+    let failed = observer.event("failed");
+    assert_eq!(failed["details"]["exit_code"], 7, "{failed}");
+    // Nothing of it holds up the end of the machine.
+    eventually("it is off", || Incus.instance(&guest.name).unwrap()["status"] == "Stopped");
+}
+
 /// What any init that is none of systemd has of it: folders, reports, another listener for one that was killed, and workloads that
 /// outlive it.
 fn check_listener(guest: &Guest, parent: &str) {
