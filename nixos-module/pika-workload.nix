@@ -38,10 +38,12 @@ writeShellScriptBin "pika-workload" ''
   # Again for as long as somebody waits for it: what that has asked for may still be on its way to systemd.
   end() {
     trap "" TERM INT
-    while systemctl stop -- "$unit"; code=$?; [ $code -eq 0 ] && kill -0 $! 2> /dev/null; do
+    while kill -0 $! 2> /dev/null; do
+      systemctl stop -- "$unit"
       sleep 0.1
     done
-    finish $code
+    wait $!
+    finish $?
   }
   trap end TERM INT
 
