@@ -155,7 +155,9 @@ fn a_command_that_is_asked_to_end_stops_its_unit() {
         let asked = format!(
             "pika-workload agent & sleep 0.{millis:03}; kill $!; wait $!; systemctl is-active pika-workload-agent || true"
         );
-        assert_eq!(guest.sh(&asked), "inactive", "asked after {millis} ms");
+        // Ended before it was ready, it counts as failed.
+        let state = guest.sh(&asked);
+        assert!(["inactive", "failed"].contains(&state.as_str()), "asked after {millis} ms: {state}");
     }
 }
 
