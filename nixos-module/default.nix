@@ -3,6 +3,7 @@
 {
   config,
   lib,
+  pkgs,
   utils,
   ...
 }:
@@ -77,7 +78,9 @@ let
           `READY=1` (see {manpage}`sd_notify(3)`). With the last two the unit fails where `ready` cannot be written.
 
           Where the host starts a command, its `starting` overtakes a `ready` that was said before. A unit whose `ready` is to
-          count has an empty {option}`wantedBy`, and the host's command is `systemctl start --wait pika-workload-NAME`, as root.
+          count has an empty {option}`wantedBy`, and the host's command is `exec pika-workload NAME`, as root: it starts the
+          unit, ends with its exit code, and hands on a request to end, for which the unit has the spec's
+          `watchdogs.stop_grace_secs`.
         '';
       };
 
@@ -244,7 +247,10 @@ in
   config = mkIf cfg.enable {
     assertions = builtins.concatLists (mapAttrsToList workloadAssertions cfg.workloads);
 
-    environment.systemPackages = [ cfg.package ];
+    environment.systemPackages = [
+      cfg.package
+      (pkgs.callPackage ./pika-workload.nix { })
+    ];
 
     users.groups.${cfg.group} = { };
     users.users = mkIf cfg.ciUser.enable {
@@ -281,7 +287,13 @@ in
         description = "pika-cloud guest agent";
         wantedBy = [ "multi-user.target" ];
         wants = [ "pika-guest-supervise.socket" ];
-        after = [ "pika-guest-supervise.socket" ];
+        after = [
+          "sysinit.target"
+          "pika-guest-supervise.socket"
+        ];
+        # At a shutdown nothing stops it: it ends with the last processes, after all units, so that a host hears how its
+        # workload ended.
+        unitConfig.DefaultDependencies = false;
         # It is tried again for ever: a guest without it is lost to its host.
         startLimitIntervalSec = 0;
         environment = limits // {

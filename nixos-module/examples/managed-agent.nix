@@ -1,6 +1,7 @@
-# A long-lived agent that tells the host when it serves. The host's spec starts it, and lives as long as it does:
+# A long-lived agent that tells the host when it serves. The host's spec starts it, lives as long as it does, and
+# asks it to end before anything is collected:
 #
-#   "entry_command": "exec systemctl start --wait pika-workload-agent",
+#   "entry_command": "exec pika-workload agent",
 #   "bootstrap": { "run_as_root": true }
 #
 # Its state is in /var/lib/agent, where the spec mounts a persistent volume.

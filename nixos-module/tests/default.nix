@@ -11,7 +11,27 @@ let
     type = "derivation";
     outPath = "/nix/store/00000000000000000000000000000000-${name}";
   };
-  pkgs = lib.genAttrs [ "darkhttpd" "gcc" "git" "gnumake" ] package;
+  pkgs =
+    lib.genAttrs [
+      "coreutils"
+      "darkhttpd"
+      "gcc"
+      "git"
+      "gnumake"
+      "systemd"
+      "util-linux"
+    ] package
+    // {
+      inherit lib;
+      writeShellScriptBin =
+        name: text: package name // { script.${name} = "#!${package "bash"}/bin/bash\n${text}"; };
+      callPackage =
+        path: args:
+        let
+          f = import path;
+        in
+        f (builtins.intersectAttrs (builtins.functionArgs f) pkgs // args);
+    };
 
   evaluate =
     modules:
@@ -47,6 +67,9 @@ let
     named "service" (builtins.mapAttrs (_: nixos.render.service) config.systemd.services)
     // named "socket" (builtins.mapAttrs (_: nixos.render.socket) config.systemd.sockets)
     // named "tmpfiles" (builtins.mapAttrs (_: nixos.render.tmpfiles) config.systemd.tmpfiles.settings)
+    // builtins.foldl' (
+      found: package: found // package.script or { }
+    ) { } config.environment.systemPackages
     // {
       "rest.txt" = nixos.render.lines {
         inherit (config.boot) kernelModules;

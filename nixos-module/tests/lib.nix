@@ -276,6 +276,7 @@ let
     hasPrefix = prefix: text: builtins.substring 0 (builtins.stringLength prefix) text == prefix;
     genAttrs = names: f: listToAttrs (map (name: nameValuePair name (f name)) names);
     mapAttrs' = f: set: listToAttrs (mapAttrsToList f set);
+    makeBinPath = packages: concatStringsSep ":" (map (package: "${package}/bin") packages);
     optionalAttrs = condition: set: if condition then set else { };
     optionals = condition: list: if condition then list else [ ];
   };

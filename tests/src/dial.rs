@@ -30,9 +30,11 @@ impl Dial {
         Self::run(instance, &["pika-guest", "stream"])
     }
 
-    /// Over a UNIX socket in a container with perl, by that user.
+    /// Over a UNIX socket in a container with perl, by that user, who has a group of the same name.
     pub fn unix(instance: &str, user: &str, path: &str) -> Self {
-        Self::run(instance, &["runuser", "-u", user, "--", "perl", "-e", BRIDGE, path])
+        // `runuser` stays, and may stop itself for ever when a shutdown stops and ends what it runs.
+        let (uid, gid) = (format!("--reuid={user}"), format!("--regid={user}"));
+        Self::run(instance, &["setpriv", &uid, &gid, "--init-groups", "perl", "-e", BRIDGE, path])
     }
 
     fn run(instance: &str, command: &[&str]) -> Self {

@@ -118,11 +118,13 @@ fn systemd_runs_the_listener_in_a_sandbox() {
     let figure: f64 = exposure.split_whitespace().find_map(|word| word.parse().ok()).unwrap();
     assert!(figure <= 2.0, "{exposure}");
 
-    // It says that it lives, and systemd hears it.
+    // It says that it lives, and systemd hears it: again and again, each time before it would be killed for its silence.
     guest.sh("mkdir -p /etc/systemd/system/pika-guest.service.d && cd /etc/systemd/system/pika-guest.service.d \
-        && printf '[Service]\nWatchdogSec=1\n' > watchdog.conf && systemctl daemon-reload && systemctl restart pika-guest");
-    std::thread::sleep(Duration::from_secs(3));
-    assert_eq!((guest.property("NRestarts"), guest.property("ActiveState")), ("0".to_owned(), "active".to_owned()));
+        && printf '[Service]\nWatchdogSec=2\n' > watchdog.conf && systemctl daemon-reload && systemctl restart pika-guest");
+    let heard = || guest.property("WatchdogTimestampMonotonic").parse::<u64>().unwrap();
+    let (first, pid) = (heard(), guest.property("MainPID"));
+    eventually("it is heard for twice as long", || heard() >= first + 4_000_000);
+    assert_eq!((guest.property("NRestarts"), guest.property("MainPID")), ("0".to_owned(), pid));
 }
 
 /// Whoever dials has of it what the files would give, and the workload of a unit reports without any rights.
@@ -373,6 +375,25 @@ fn a_shutdown_reaches_the_workload() {
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     guest.wait_booted();
     assert!(guest.sh("cat /var/tmp/events.jsonl").contains("saved"));
+}
+
+/// The listener is the last to go, so that a host hears how its workload ended, and does not have to guess.
+#[test]
+fn a_shutdown_is_heard_to_the_workloads_end() {
+    let stage = Stage::new("heard");
+    let guest = Guest::debian(&stage);
+    let mut owner = Dial::unix(&guest.name, "root", SERVE);
+    owner.hello("owner");
+    owner.start("job-1", "trap 'sleep 2; exit 7' TERM; pika-guest ready; while :; do sleep 0.1; done");
+    owner.event("ready");
+    let mut observer = Dial::unix(&guest.name, "ci", SERVE);
+    observer.hello("observer");
+    observer.event("ready");
+    guest.sh("systemctl poweroff");
+    let failed = observer.event("failed");
+    assert_eq!(failed["details"]["exit_code"], 7, "{failed}");
+    // Nothing of it holds up the end of the machine.
+    eventually("it is off", || Incus.instance(&guest.name).unwrap()["status"] == "Stopped");
 }
 
 /// What any init that is none of systemd has of it: folders, reports, another listener for one that was killed, and workloads that

@@ -12,6 +12,8 @@ use serde_json::Value;
 
 /// Where the golden units have the agent.
 const PACKAGE: &str = "/nix/store/00000000000000000000000000000000-pika-guest";
+/// What scripts of NixOS run under.
+const BASH: &str = "/nix/store/00000000000000000000000000000000-bash/bin/bash";
 /// What NixOS searches for programs.
 const NIXOS_PATH: &str = "/run/wrappers/bin:/run/current-system/sw/bin";
 
@@ -33,6 +35,8 @@ impl Guest {
             guest.put("full", unit, &format!("etc/systemd/system/{unit}"));
         }
         guest.put("plain", "10-pika-cloud.tmpfiles", "etc/tmpfiles.d/10-pika-cloud.conf");
+        guest.put("plain", "pika-workload", "usr/bin/pika-workload");
+        guest.sh("chmod 755 /usr/bin/pika-workload");
         guest.sh("systemctl is-system-running --wait >/dev/null; groupadd --system pika-cloud
              useradd --create-home --groups pika-cloud ci && useradd --system agent
              systemd-tmpfiles --create && systemctl daemon-reload
@@ -47,7 +51,7 @@ impl Guest {
         let text = text.replace(PACKAGE, "/usr").replace(NIXOS_PATH, "/usr/sbin:/usr/bin:/sbin:/bin");
         // A container shares the kernel of this machine, whose vsock is not the tests'.
         assert!(!text.contains("--port"), "{name} would listen on vsock wherever it runs");
-        let text = text.replace("PATH=/usr/bin\"", "PATH=/usr/bin:/bin\"");
+        let text = text.replace("PATH=/usr/bin\"", "PATH=/usr/bin:/bin\"").replace(BASH, "/bin/bash");
         let file = tempfile::NamedTempFile::new().unwrap();
         fs::write(file.path(), text).unwrap();
         client(&["file", "push", &file.path().display().to_string(), &at(self.0, place), "--mode=0644"]);
@@ -118,11 +122,11 @@ fn workloads_report_and_outlive_the_agent() {
     assert_eq!(guest.sh("systemctl --failed --no-legend"), "");
 }
 
-/// How a host's command has a unit's `ready` count: it starts the unit, and lives as long.
+/// How a host's command has a unit's `ready` count: it starts the unit, lives as long, and ends as that does.
 #[test]
-fn a_command_starts_a_unit_and_lives_as_long() {
+fn a_command_starts_a_unit_and_ends_as_it_does() {
     let guest = Guest::start("nixos-command", &[], &["pika-workload-agent.service"]);
-    let mut command = guest.spawn(&["pika-guest", "run", "--", "systemctl", "start", "--wait", "pika-workload-agent"]);
+    let mut command = guest.spawn(&["pika-guest", "run", "--", "pika-workload", "agent"]);
     eventually("it is ready", || guest.sh("pika-guest status || true").starts_with("ready"));
     assert_eq!(guest.kinds(), ["starting", "ready"]);
     assert_eq!(guest.events()[1]["message"], "agent has started");
@@ -133,6 +137,28 @@ fn a_command_starts_a_unit_and_lives_as_long() {
     // What it printed went through two rounds of quoting.
     let printed = guest.sh("journalctl --unit pika-workload-agent --output cat --no-pager");
     assert!(printed.contains("100% of /var/lib/agent"), "{printed}");
+
+    for (name, program, code) in [("fails", "exit 3", 3), ("dies", "kill -KILL $$$$", 137), ("is-well", "exit 0", 0)] {
+        let unit = format!("/run/systemd/system/pika-workload-{name}.service");
+        guest.sh(&format!("printf '[Service]\nType=exec\nExecStart=/bin/sh -c \"{program}\"\n' > {unit}"));
+        assert_eq!(Incus.exec(guest.0, &format!("pika-workload {name}")).status.code(), Some(code), "{name}");
+    }
+    assert_eq!(Incus.exec(guest.0, "pika-workload nobody-knows").status.code(), Some(5));
+    assert_eq!(Incus.exec(guest.0, "pika-workload").status.code(), Some(64));
+}
+
+/// Whenever it is asked to end, its unit is gone when it is.
+#[test]
+fn a_command_that_is_asked_to_end_stops_its_unit() {
+    let guest = Guest::start("nixos-asked", &[], &["pika-workload-agent.service"]);
+    for millis in [0, 1, 3, 5, 10, 20, 30, 50, 100, 300] {
+        let asked = format!(
+            "pika-workload agent & sleep 0.{millis:03}; kill $!; wait $!; systemctl is-active pika-workload-agent || true"
+        );
+        // Ended before it was ready, it counts as failed.
+        let state = guest.sh(&asked);
+        assert!(["inactive", "failed"].contains(&state.as_str()), "asked after {millis} ms: {state}");
+    }
 }
 
 /// In a privileged container the sandbox has another `/proc`, and in it the boot's id must be the container's.
