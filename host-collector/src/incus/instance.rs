@@ -89,14 +89,33 @@ impl InstanceView {
 }
 
 /// An image as Incus describes it.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Default, Deserialize)]
 pub struct Image {
+    /// SHA-256 over it, by which it is named.
+    #[serde(default)]
+    pub fingerprint: String,
+    /// Incus's name for what it runs on, such as `x86_64`.
+    #[serde(default)]
+    pub architecture: String,
+    /// Whether everybody may have it.
+    #[serde(default)]
+    pub public: bool,
+    /// Names that point to it.
+    #[serde(default)]
+    pub aliases: Vec<ImageAlias>,
     /// `container` or `virtual-machine`.
     #[serde(rename = "type", default)]
     pub kind: String,
     /// What was baked into it.
     #[serde(default)]
     pub properties: BTreeMap<String, String>,
+}
+
+/// A name of an image.
+#[derive(Clone, Debug, Deserialize)]
+pub struct ImageAlias {
+    /// It.
+    pub name: String,
 }
 
 /// A profile as Incus describes it.
@@ -150,24 +169,6 @@ impl Client {
     async fn list(&self, path: &str) -> Result<Vec<InstanceView>, Error> {
         // An empty list may be answered as null.
         self.get::<Option<Vec<InstanceView>>>(path).await.map(Option::unwrap_or_default)
-    }
-
-    /// The image behind an alias, or `None`.
-    ///
-    /// # Errors
-    /// Where the question itself failed.
-    pub async fn image(&self, project: &str, alias: &str) -> Result<Option<Image>, Error> {
-        #[derive(Deserialize)]
-        struct Alias {
-            target: String,
-        }
-        let project = encode(project);
-        let alias: Option<Alias> =
-            found(self.get(&format!("/1.0/images/aliases/{}?project={project}", encode(alias))).await)?;
-        match alias {
-            None => Ok(None),
-            Some(alias) => found(self.get(&format!("/1.0/images/{}?project={project}", encode(&alias.target))).await),
-        }
     }
 
     /// The profile of that name, or `None`.

@@ -36,9 +36,11 @@
 //! | 500 `Image not provided` | create from an alias that is gone | final |
 
 mod backoff;
+mod builder;
 mod client;
 mod error;
 mod events;
+mod image;
 mod instance;
 mod operation;
 mod plan;
@@ -49,11 +51,13 @@ mod websocket;
 
 pub use backoff::backoff;
 pub(crate) use backoff::jitter;
+pub(crate) use builder::{BuilderLabels, builder_name, builder_request, is_bake_id};
 pub use client::Client;
 pub use client::{Server, ServerEnvironment};
 pub use error::{Class, Error};
 pub use events::{LifecycleEvents, Wakes};
-pub use instance::{Image, InstanceState, InstanceView, Profile, VsockAddress};
+pub(crate) use image::{Alias, PUBLISH_LIMIT};
+pub use instance::{Image, ImageAlias, InstanceState, InstanceView, Profile, VsockAddress};
 pub(crate) use plan::is_marked;
 pub use plan::{Labels, Ownership, VolumeLabels, create_request, label};
 pub use provision::provision;

@@ -49,21 +49,52 @@ impl Listed {
             && progress(self.status_code) == Progress::Going
             && self.resources.iter().flat_map(BTreeMap::values).flatten().any(is_it)
     }
+
+    /// Incus calls the publishing of an image a download, and names neither the instance nor the image.
+    fn may_publish(&self) -> bool {
+        let names_instances = self.resources.iter().flat_map(BTreeMap::keys).any(|kind| kind == "instances");
+        progress(self.status_code) == Progress::Going
+            && !names_instances
+            && self.description.to_ascii_lowercase().contains("image")
+    }
 }
 
 impl Client {
     /// Whether Incus is at work on a create of an instance of that name, whoever asked for it: one that is not there yet may
     /// come to be.
     pub(crate) async fn is_being_created(&self, project: &str, name: &str) -> Result<bool, Error> {
+        Ok(self.operations(project).await?.iter().any(|one| one.creates(name)))
+    }
+
+    /// Whether Incus is at work on a create of any instance of a project.
+    pub(crate) async fn creates_instances(&self, project: &str) -> Result<bool, Error> {
+        let creates = |one: &Listed| one.description == CREATING && progress(one.status_code) == Progress::Going;
+        Ok(self.operations(project).await?.iter().any(creates))
+    }
+
+    /// Whether an image may be under way in a project: by that operation where one is named, else by any that could be one.
+    pub(crate) async fn is_publishing(&self, project: &str, operation: Option<&str>) -> Result<bool, Error> {
+        let Some(operation) = operation else {
+            return Ok(self.operations(project).await?.iter().any(Listed::may_publish));
+        };
+        match self.get::<Operation>(operation).await {
+            Ok(operation) => Ok(progress(operation.status_code) == Progress::Going),
+            // It is over for some seconds, or Incus was started anew, which ends it.
+            Err(error) if error.is_not_found() => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
+    async fn operations(&self, project: &str) -> Result<Vec<Listed>, Error> {
         // By status; nothing under way may be answered as null.
         type ByStatus = Option<BTreeMap<String, Vec<Listed>>>;
         let path = format!("/1.0/operations?recursion=1&project={}", encode(project));
         match self.get::<ByStatus>(&path).await {
-            Ok(operations) => Ok(operations.iter().flat_map(BTreeMap::values).flatten().any(|one| one.creates(name))),
+            Ok(operations) => Ok(operations.into_iter().flat_map(BTreeMap::into_values).flatten().collect()),
             // Not everybody who may make instances may see operations, and a cluster that misses a member may not list them.
             Err(Error::Refused { code, message, .. }) => {
                 tracing::debug!("operations cannot be read: {code} {message}");
-                Ok(false)
+                Ok(Vec::new())
             }
             Err(error) => Err(error),
         }
@@ -86,7 +117,8 @@ impl Client {
         self.wait(what, &envelope.operation, limit).await
     }
 
-    async fn wait(&self, what: &str, operation: &str, limit: Duration) -> Result<(), Error> {
+    /// Waits for an operation that a call gave.
+    pub(super) async fn wait(&self, what: &str, operation: &str, limit: Duration) -> Result<(), Error> {
         let deadline = Instant::now() + limit;
         loop {
             let left = deadline.saturating_duration_since(Instant::now());
@@ -146,6 +178,21 @@ fn progress(status_code: u16) -> Progress {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// As Incus 6.0.4 lists them.
+    #[test]
+    fn what_publishes_is_told_from_what_creates() {
+        let listed = |json: &str| serde_json::from_str::<Listed>(json).unwrap();
+        let publish = listed(r#"{"status_code": 103, "description": "Downloading image", "resources": {}}"#);
+        let create = listed(
+            r#"{"status_code": 103, "description": "Creating instance",
+                "resources": {"instances": ["/1.0/instances/pika-bake-1?project=p"]}}"#,
+        );
+        let over = listed(r#"{"status_code": 400, "description": "Downloading image", "resources": null}"#);
+        assert!(publish.may_publish() && !publish.creates("pika-bake-1"));
+        assert!(create.creates("pika-bake-1") && !create.creates("pika-bake") && !create.may_publish());
+        assert!(!over.may_publish());
+    }
 
     #[test]
     fn a_wait_that_answers_running_is_no_success() {
