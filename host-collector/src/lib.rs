@@ -21,6 +21,7 @@
 //! let cloud = Cloud::connect(&Config {
 //!     incus_socket: "/var/lib/incus/unix.socket".into(),
 //!     state_dir: "/var/lib/pika-cloud".into(),
+//!     ..Config::default()
 //! })?;
 //! let spec = RuntimeSpec::from_json(&std::fs::read_to_string("ci-job.json")?)?;
 //! let (_cancel, wish) = tokio::sync::watch::channel(false);
@@ -30,6 +31,7 @@
 //! # }
 //! ```
 
+mod agent_binary;
 mod artifacts;
 pub mod clock;
 mod cloud;
@@ -47,6 +49,7 @@ pub mod session;
 mod state_dir;
 pub mod transport;
 
+pub use agent_binary::{AGENT_VARIABLE, AgentBinary, AgentError, AgentSource, ElfError, Origin};
 pub use cloud::{Cloud, Condition, Config, Ensured, Inspection, LogFollower, LogReader, Rerun};
 pub use error::Error;
 pub use pika_cloud_common as common;

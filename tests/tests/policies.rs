@@ -187,7 +187,7 @@ fn a_kept_instance_stays_where_the_next_run_cannot_begin() {
         assert_eq!(Incus.instance(&spec.instance).unwrap()["status"], "Running");
     }
     // Nor where somebody keeps its time.
-    let config = Config { incus_socket: Lab::get().socket.clone(), state_dir: stage.state() };
+    let config = Config { incus_socket: Lab::get().socket.clone(), state_dir: stage.state(), ..Config::default() };
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
     let cloud = runtime.block_on(async { Cloud::connect(&config).unwrap() });
     let driven = runtime.spawn({
@@ -232,7 +232,7 @@ fn outputs_of_old_incarnations_are_removed() {
 
 /// Drives a runtime until nothing is left to do, as a server does.
 fn drive(stage: &Stage, spec: &Spec) -> pika_host_collector::journal::View {
-    let config = Config { incus_socket: Lab::get().socket.clone(), state_dir: stage.state() };
+    let config = Config { incus_socket: Lab::get().socket.clone(), state_dir: stage.state(), ..Config::default() };
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
     runtime.block_on(async {
         let cloud = Cloud::connect(&config).unwrap();

@@ -12,6 +12,7 @@ use std::time::Duration;
 use pika_cloud_common::{Command, RuntimeSpec, Verdict};
 use tokio::sync::watch;
 
+use crate::agent_binary::AgentSource;
 use crate::clock::HostClock;
 use crate::driver::{Until, find, is_of};
 use crate::error::Error;
@@ -27,13 +28,22 @@ use take::{Driven, Taken};
 /// How often it is tried to take over a runtime whose collector may have died.
 const TAKE_OVER: Duration = Duration::from_millis(200);
 
-/// Where Incus and the state dir are.
+/// Where Incus, the state dir and the host's own agent are. What is left to `default()` is where a package puts it.
 #[derive(Clone, Debug)]
 pub struct Config {
     /// Incus's UNIX socket.
     pub incus_socket: PathBuf,
     /// Where journals and outputs are kept. Two machines never share one.
     pub state_dir: PathBuf,
+    /// The static `pika-guest` that is put into guests without one. `None`: where `PIKA_GUEST_AGENT` says, else beside the
+    /// running executable. It need not be there before it is needed.
+    pub agent: Option<PathBuf>,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self { incus_socket: "/var/lib/incus/unix.socket".into(), state_dir: "/var/lib/pika-cloud".into(), agent: None }
+    }
 }
 
 /// A collector: drives runtimes of one state dir on one Incus.
@@ -48,6 +58,7 @@ pub struct Cloud {
     clock: Arc<HostClock>,
     registry: Arc<Registry>,
     lifecycle: Arc<Mutex<Option<LifecycleEvents>>>,
+    agent: AgentSource,
 }
 
 /// How [`Cloud::run`] treats a runtime that exists.
@@ -109,12 +120,18 @@ impl Cloud {
         let clock = Arc::new(HostClock::open().map_err(fail)?);
         let client = Client::unix(&config.incus_socket);
         let registry = Arc::new(Registry::new(state.clone()));
-        Ok(Self { client, state, committer, clock, registry, lifecycle: Arc::default() })
+        let agent = AgentSource::find(config.agent.as_deref());
+        Ok(Self { client, state, committer, clock, registry, lifecycle: Arc::default(), agent })
     }
 
     /// The client of the Incus that runtimes are driven on.
     pub fn incus(&self) -> &Client {
         &self.client
+    }
+
+    /// Where the host's own agent is looked for.
+    pub fn agent(&self) -> &AgentSource {
+        &self.agent
     }
 
     /// One connection for all runtimes, from the first that is driven on.
@@ -527,7 +544,8 @@ mod tests {
     fn every_call_can_be_spawned() {
         fn is_send<T: Send>(_: &T) {}
         let folder = tempfile::tempdir().unwrap();
-        let config = Config { incus_socket: "/nonexistent".into(), state_dir: folder.path().join("state") };
+        let config =
+            Config { incus_socket: "/nonexistent".into(), state_dir: folder.path().join("state"), ..Config::default() };
         let cloud = Cloud::connect(&config).unwrap();
         let spec = RuntimeSpec::default();
         is_send(&cloud.run(&spec, Rerun::Answer, never()));

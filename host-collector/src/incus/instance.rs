@@ -36,6 +36,9 @@ pub struct InstanceView {
     /// The cluster member that it is on; `none` where there is no cluster.
     #[serde(default)]
     pub location: String,
+    /// What its programs run on, such as `x86_64`.
+    #[serde(default)]
+    pub architecture: String,
 }
 
 /// Where the kernel of the host that runs a virtual machine finds it, and which machine that must be.
@@ -106,6 +109,9 @@ pub struct Image {
     /// `container` or `virtual-machine`.
     #[serde(rename = "type", default)]
     pub kind: String,
+    /// What its programs run on, such as `x86_64`.
+    #[serde(default)]
+    pub architecture: String,
     /// What was baked into it.
     #[serde(default)]
     pub properties: BTreeMap<String, String>,
@@ -317,6 +323,7 @@ mod tests {
             config: config.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect(),
             kind: kind.into(),
             location: "none".into(),
+            architecture: "x86_64".into(),
         };
         let uuid = ("volatile.uuid", "7D0A1F3C-0000-4000-8000-00000000000A");
         let cid = ("volatile.vsock_id", "2795226010");
@@ -336,6 +343,7 @@ mod tests {
             config: BTreeMap::new(),
             kind: "container".into(),
             location: "none".into(),
+            architecture: "x86_64".into(),
         };
         assert_eq!(view("Ready").state(), InstanceState::Running);
         assert_eq!(view("Running").state(), InstanceState::Running);

@@ -1,4 +1,4 @@
-//! `pika-guest stream` run by Incus `exec`, its standard streams over websockets.
+//! Programs run by Incus `exec`, their standard streams over websockets: the agent's stream, and small scripts.
 //!
 //! ```text
 //!   session ── fd 0 ──►┐                    ┌──► stdin  ┐
@@ -6,14 +6,16 @@
 //!   tail    ◄── fd 2 ──┘                    └◄── stderr ┘
 //! ```
 //!
-//! Losing the control websocket ends that one process only: the workload is detached from it and lives on. exec's own
-//! exit code is used to say why there is no session, and for nothing else; a verdict rests on the guest's files.
+//! Losing the control websocket ends that one process only: a workload is detached from the agent that started it and lives
+//! on. exec's own exit code is used to say why there is no session, and whether a script did its work; a verdict rests on
+//! the guest's files.
 
 use std::future::Future;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
-use tokio::io::AsyncReadExt as _;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::task::AbortHandle;
 
 use crate::driver::{Explain, Link};
@@ -23,17 +25,154 @@ use crate::machine::SessionLoss;
 /// The agent, looked up in the guest's `PATH`.
 const COMMAND: [&str; 2] = ["pika-guest", "stream"];
 
-/// How much of the agent's standard error is kept.
+/// How much of a program's standard error is kept.
 const STDERR_TAIL_BYTES: usize = 4096;
 
-/// Why a session over exec ended.
-struct Diagnosis {
+/// What a script may say on its standard output.
+const MAX_OUTPUT_BYTES: usize = 16 * 1024;
+
+/// What is written at once: Incus passes it on in pieces of that size.
+const PIECE_BYTES: usize = 64 * 1024;
+
+/// The shell's convention, which Incus follows: 127 not found, 126 not executable.
+pub(crate) fn is_absent(code: i64) -> bool {
+    matches!(code, 126 | 127)
+}
+
+/// A program that runs in an instance. Dropping any of it but its input ends the program.
+pub(crate) struct Exec {
+    /// Its standard input.
+    pub(crate) input: WebSocketHalf,
+    /// Its standard output.
+    pub(crate) output: WebSocketHalf,
+    /// The rest.
+    pub(crate) end: ExecEnd,
+}
+
+/// How a program ends, and what it said meanwhile on its standard error.
+pub(crate) struct ExecEnd {
     client: Client,
     operation_id: String,
     stderr: Arc<Mutex<Vec<u8>>>,
     stderr_task: AbortHandle,
-    /// Kept open: Incus ends the agent when it closes.
+    /// Kept open: Incus ends the program when it closes.
     _control: WebSocketHalf,
+}
+
+impl Exec {
+    /// Runs a command as root in an instance that runs.
+    ///
+    /// # Errors
+    /// Where Incus cannot do that; that there is no such program shows only in its exit code.
+    pub(crate) async fn start(client: &Client, project: &str, instance: &str, command: &[&str]) -> Result<Self, Error> {
+        let operation = client.exec(project, instance, command).await?;
+        let open = async |fd: &str| {
+            let secret = operation.secrets.get(fd).ok_or_else(|| Error::Answer {
+                request: "exec".to_owned(),
+                problem: format!("no websocket for `{fd}`"),
+            })?;
+            client.websocket(&operation.id, secret).await
+        };
+        // Incus starts the command once all are open; together they take one round trip instead of four.
+        let (control, input, output, errors) = tokio::try_join!(open("control"), open("0"), open("1"), open("2"))?;
+        let stderr = Arc::new(Mutex::new(Vec::new()));
+        let stderr_task = tokio::spawn(keep_tail(errors, Arc::clone(&stderr))).abort_handle();
+        let (client, operation_id) = (client.clone(), operation.id);
+        let end = ExecEnd { client, operation_id, stderr, stderr_task, _control: control };
+        Ok(Self { input, output, end })
+    }
+}
+
+impl ExecEnd {
+    /// Its exit code, where Incus tells one within two seconds.
+    pub(crate) async fn code(&self) -> Option<i64> {
+        self.client.exec_exit_code(&self.operation_id).await
+    }
+
+    /// The end of what it said on its standard error.
+    pub(crate) fn errors(&self) -> String {
+        let stderr = self.stderr.lock().unwrap_or_else(PoisonError::into_inner);
+        String::from_utf8_lossy(&stderr).trim().to_owned()
+    }
+}
+
+impl Drop for ExecEnd {
+    fn drop(&mut self) {
+        self.stderr_task.abort();
+    }
+}
+
+/// Reads to the end and keeps the last bytes, so that a chatty program neither blocks nor grows the host.
+async fn keep_tail(mut errors: WebSocketHalf, tail: Arc<Mutex<Vec<u8>>>) {
+    let mut chunk = [0; 1024];
+    while let Ok(n @ 1..) = errors.read(&mut chunk).await {
+        let mut tail = tail.lock().unwrap_or_else(PoisonError::into_inner);
+        tail.extend_from_slice(&chunk[..n]);
+        let excess = tail.len().saturating_sub(STDERR_TAIL_BYTES);
+        tail.drain(..excess);
+    }
+}
+
+/// How a program ended that was run to its end.
+#[derive(Debug)]
+pub(crate) struct Ran {
+    /// Its exit code; `None` where it closed its output and goes on, or Incus does not know.
+    pub(crate) code: Option<i64>,
+    /// All of its standard output.
+    pub(crate) output: Vec<u8>,
+    /// The end of its standard error.
+    pub(crate) errors: String,
+}
+
+/// A program could not be run to its end.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum RunError {
+    /// Incus cannot run it.
+    #[error(transparent)]
+    Incus(#[from] Error),
+    /// It is still at it. It was killed.
+    #[error("not done after {} s", .0.as_secs())]
+    TimedOut(Duration),
+    /// It does not stop talking. It was killed.
+    #[error("more than {MAX_OUTPUT_BYTES} bytes of output")]
+    TooMuch,
+}
+
+/// Runs a command as root in an instance to its end, with `input` on its standard input. What it may say and how long it may
+/// take are bounded: it is the guest's.
+///
+/// # Errors
+/// Where Incus cannot run it, or it goes beyond those bounds. Its exit code is no error here.
+pub(crate) async fn run(
+    client: &Client,
+    (project, instance): (&str, &str),
+    command: &[&str],
+    input: &[u8],
+    limit: Duration,
+) -> Result<Ran, RunError> {
+    let run = async {
+        let Exec { input: mut stdin, output: mut stdout, end } =
+            Exec::start(client, project, instance, command).await?;
+        let write = async {
+            for piece in input.chunks(PIECE_BYTES) {
+                stdin.write_all(piece).await?;
+                stdin.flush().await?;
+            }
+            stdin.shutdown().await
+        };
+        // Whoever ends without reading all of it says by its exit code whether that is a failure.
+        let write = async { write.await.unwrap_or_default() };
+        let ((), output) = tokio::join!(write, read_bounded(&mut stdout));
+        Ok(Ran { output: output?, code: end.code().await, errors: end.errors() })
+    };
+    tokio::time::timeout(limit, run).await.unwrap_or(Err(RunError::TimedOut(limit)))
+}
+
+async fn read_bounded(stdout: &mut WebSocketHalf) -> Result<Vec<u8>, RunError> {
+    let mut output = Vec::new();
+    // A connection that breaks leaves no exit code behind, or that of a program that was killed.
+    let _ = stdout.take(MAX_OUTPUT_BYTES as u64 + 1).read_to_end(&mut output).await;
+    if output.len() > MAX_OUTPUT_BYTES { Err(RunError::TooMuch) } else { Ok(output) }
 }
 
 /// Starts the agent's stream in a running instance.
@@ -41,54 +180,20 @@ struct Diagnosis {
 /// # Errors
 /// Where Incus cannot run it; an agent that is missing shows only later, in [`Explain::explain`].
 pub(crate) async fn dial_exec(client: &Client, project: &str, instance: &str) -> Result<Link, Error> {
-    let operation = client.exec(project, instance, &COMMAND).await?;
-    let open = async |fd: &str| {
-        let secret = operation
-            .secrets
-            .get(fd)
-            .ok_or_else(|| Error::Answer { request: "exec".to_owned(), problem: format!("no websocket for `{fd}`") })?;
-        client.websocket(&operation.id, secret).await
-    };
-    // Incus starts the command once all are open; together they take one round trip instead of four.
-    let (control, input, output, errors) = tokio::try_join!(open("control"), open("0"), open("1"), open("2"))?;
-    let stderr = Arc::new(Mutex::new(Vec::new()));
-    let stderr_task = tokio::spawn(keep_tail(errors, Arc::clone(&stderr))).abort_handle();
-    let diagnosis =
-        Diagnosis { client: client.clone(), operation_id: operation.id, stderr, stderr_task, _control: control };
-    Ok(Link { reader: Box::new(output), writer: Box::new(input), diagnosis: Box::new(diagnosis), vsock: None })
+    let Exec { input, output, end } = Exec::start(client, project, instance, &COMMAND).await?;
+    Ok(Link { reader: Box::new(output), writer: Box::new(input), diagnosis: Box::new(end), vsock: None })
 }
 
-/// Reads to the end and keeps the last bytes, so that a chatty agent neither blocks nor grows the host.
-async fn keep_tail(mut errors: WebSocketHalf, tail: Arc<Mutex<Vec<u8>>>) {
-    let mut chunk = [0; 1024];
-    while let Ok(n @ 1..) = errors.read(&mut chunk).await {
-        let mut tail = tail.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        tail.extend_from_slice(&chunk[..n]);
-        let excess = tail.len().saturating_sub(STDERR_TAIL_BYTES);
-        tail.drain(..excess);
-    }
-}
-
-impl Explain for Diagnosis {
+impl Explain for ExecEnd {
     fn explain(&self) -> Pin<Box<dyn Future<Output = SessionLoss> + Send + '_>> {
         Box::pin(async move {
-            let code = self.client.exec_exit_code(&self.operation_id).await;
-            let stderr = self.stderr.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-            let stderr = String::from_utf8_lossy(&stderr).trim().to_owned();
-            match code {
-                // The shell's convention, which Incus follows: 127 not found, 126 not executable.
-                Some(code @ (126 | 127)) => SessionLoss::NoAgent(format!(
+            match self.code().await {
+                Some(code) if is_absent(code) => SessionLoss::NoAgent(format!(
                     "exec of `pika-guest stream` ended with {code}: the image has no agent at a place in its PATH"
                 )),
-                Some(code) => SessionLoss::Lost(format!("the agent's stream ended with {code}: {stderr}")),
-                None => SessionLoss::Lost(format!("the agent's stream ended: {stderr}")),
+                Some(code) => SessionLoss::Lost(format!("the agent's stream ended with {code}: {}", self.errors())),
+                None => SessionLoss::Lost(format!("the agent's stream ended: {}", self.errors())),
             }
         })
-    }
-}
-
-impl Drop for Diagnosis {
-    fn drop(&mut self) {
-        self.stderr_task.abort();
     }
 }

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{CommandFactory as _, Parser, Subcommand};
+use pika_host_collector::Config;
 
 use crate::exit::Failure;
 
@@ -31,6 +32,10 @@ pub(crate) struct Args {
     /// Incus's socket [default: `unix:$INCUS_SOCKET`, else `unix:$INCUS_DIR/unix.socket`, else `unix:/var/lib/incus/unix.socket`]
     #[arg(long, global = true, value_name = "unix:PATH", env = "PIKA_CLOUD_INCUS")]
     incus: Option<String>,
+
+    /// The static pika-guest that is put into guests without one [default: $PIKA_GUEST_AGENT, else beside pika-cloud]
+    #[arg(long, global = true, value_name = "PATH")]
+    agent: Option<PathBuf>,
 
     /// Print JSON: journal records as JSON lines for run, ensure and watch, a document for inspect and list
     #[arg(long, global = true)]
@@ -143,7 +148,7 @@ pub(crate) struct Reconcile {
 
 impl Args {
     /// The socket, from the option or from the environment that Incus's own client reads.
-    pub(crate) fn incus_socket(&self) -> Result<PathBuf, Failure> {
+    fn incus_socket(&self) -> Result<PathBuf, Failure> {
         let variable = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
         match &self.incus {
             Some(given) => match given.strip_prefix("unix:") {
@@ -158,8 +163,13 @@ impl Args {
         }
     }
 
+    /// Where everything is.
+    pub(crate) fn config(&self) -> Result<Config, Failure> {
+        Ok(Config { incus_socket: self.incus_socket()?, state_dir: self.state_dir()?, agent: self.agent.clone() })
+    }
+
     /// The state dir.
-    pub(crate) fn state_dir(&self) -> Result<PathBuf, Failure> {
+    fn state_dir(&self) -> Result<PathBuf, Failure> {
         if let Some(given) = &self.state_dir {
             return std::path::absolute(given)
                 .map_err(|error| Failure::Other(format!("--state-dir {}: {error}", given.display())));

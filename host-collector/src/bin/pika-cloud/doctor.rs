@@ -18,10 +18,9 @@ enum Finding {
 
 /// Looks at everything, and fails where something is missing.
 pub(crate) async fn doctor(args: &Args) -> Result<ExitCode, Failure> {
-    let socket = args.incus_socket()?;
-    let state_dir = args.state_dir()?;
-    let mut findings = vec![state_dir_finding(&Config { incus_socket: socket.clone(), state_dir })];
-    let client = Client::unix(socket);
+    let config = args.config()?;
+    let mut findings = vec![state_dir_finding(&config)];
+    let client = Client::unix(&config.incus_socket);
     match client.server().await {
         Ok(server) => {
             let version = &server.environment.server_version;

@@ -12,7 +12,7 @@ mod show;
 use std::process::ExitCode;
 
 use clap::Parser as _;
-use pika_host_collector::{Cloud, Config};
+use pika_host_collector::Cloud;
 
 use args::{Args, Command};
 use exit::Failure;
@@ -46,10 +46,7 @@ fn main() -> ExitCode {
 }
 
 async fn dispatch(args: Args) -> Result<ExitCode, Failure> {
-    let connect = || -> Result<Cloud, Failure> {
-        let config = Config { incus_socket: args.incus_socket()?, state_dir: args.state_dir()? };
-        Ok(Cloud::connect(&config)?)
-    };
+    let connect = || -> Result<Cloud, Failure> { Ok(Cloud::connect(&args.config()?)?) };
     match &args.command {
         Command::Run(run) => run::run(&connect()?, run, args.json).await,
         Command::Ensure { spec, again } => run::ensure(&connect()?, spec, *again, args.json).await,

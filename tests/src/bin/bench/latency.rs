@@ -51,8 +51,11 @@ const FLUSH_BYTES: usize = 300;
 
 pub(crate) async fn measure(setting: &Setting) -> anyhow::Result<Vec<Figure>> {
     progress(&format!("{ROUNDS} events from a container to a consumer, and as many lines there and back"));
-    let config =
-        Config { incus_socket: setting.incus.socket().to_owned(), state_dir: setting.disk().join("latency-state") };
+    let config = Config {
+        incus_socket: setting.incus.socket().to_owned(),
+        state_dir: setting.disk().join("latency-state"),
+        ..Config::default()
+    };
     let cloud = Cloud::connect(&config)?;
     let spec = setting.spec("latency", "exec sleep 3600");
     let spec = RuntimeSpec::from_json(&spec.to_string())?;

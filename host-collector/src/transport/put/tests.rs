@@ -1,0 +1,111 @@
+use std::fs;
+use std::io::Write as _;
+use std::os::unix::fs::{PermissionsExt as _, symlink};
+use std::path::Path;
+use std::process::{Command, Output, Stdio};
+
+use super::*;
+
+/// The script, run here as it is run in a guest.
+fn put(path: &Path, bytes: &[u8], size: usize) -> Output {
+    let mut command = Command::new("/bin/sh");
+    command.args(["-c", SCRIPT, "pika-cloud"]).arg(path).arg(size.to_string());
+    let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    // One that refuses the path reads nothing.
+    let _ = child.stdin.take().unwrap().write_all(bytes);
+    child.wait_with_output().unwrap()
+}
+
+fn names(folder: &Path) -> Vec<String> {
+    let mut names: Vec<_> =
+        fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+    names.sort();
+    names
+}
+
+#[test]
+fn what_was_sent_is_there_and_can_be_run_by_everybody() {
+    let scratch = tempfile::tempdir().unwrap();
+    let path = scratch.path().join("a/b/pika-guest");
+    let output = put(&path, b"agent", 5);
+    assert!(output.status.success(), "{output:?}");
+    assert_eq!(fs::read(&path).unwrap(), b"agent");
+    for path in [&path, path.parent().unwrap(), &scratch.path().join("a")] {
+        assert_eq!(fs::metadata(path).unwrap().permissions().mode() & 0o777, 0o755);
+    }
+    assert_eq!(names(path.parent().unwrap()), ["pika-guest"]);
+}
+
+/// The transfer was cut: what was there stays, and nothing beside it.
+#[test]
+fn a_part_of_it_replaces_nothing() {
+    let scratch = tempfile::tempdir().unwrap();
+    let path = scratch.path().join("pika-guest");
+    assert!(put(&path, b"first", 5).status.success());
+    let output = put(&path, b"sec", 6);
+    assert!(!output.status.success());
+    assert!(String::from_utf8_lossy(&output.stderr).contains("3 of 6 bytes came"), "{output:?}");
+    assert_eq!((fs::read(&path).unwrap(), names(scratch.path())), (b"first".to_vec(), vec!["pika-guest".to_owned()]));
+    assert!(put(&path, b"second", 6).status.success());
+    assert_eq!(fs::read(&path).unwrap(), b"second");
+}
+
+#[test]
+fn what_an_earlier_put_left_that_was_killed_is_removed() {
+    let scratch = tempfile::tempdir().unwrap();
+    fs::write(scratch.path().join(".pika-guest.7"), "half").unwrap();
+    assert!(put(&scratch.path().join("pika-guest"), b"agent", 5).status.success());
+    assert_eq!(names(scratch.path()), ["pika-guest"]);
+}
+
+/// Whatever lies at the path is replaced or refused, never opened: a FIFO would hang, a link lead elsewhere.
+#[test]
+fn what_lies_at_the_path_is_not_written_to() {
+    let scratch = tempfile::tempdir().unwrap();
+    let at = |name: &str| scratch.path().join(name);
+    fs::write(at("elsewhere"), "precious").unwrap();
+    symlink(at("elsewhere"), at("link")).unwrap();
+    symlink(at("nowhere"), at("broken")).unwrap();
+    assert!(Command::new("mkfifo").arg(at("fifo")).status().unwrap().success());
+    for name in ["link", "broken", "fifo"] {
+        let output = put(&at(name), b"agent", 5);
+        assert!(output.status.success(), "{name}: {output:?}");
+        assert!(fs::symlink_metadata(at(name)).unwrap().is_file(), "{name}");
+        assert_eq!(fs::read(at(name)).unwrap(), b"agent", "{name}");
+    }
+    assert_eq!(fs::read(at("elsewhere")).unwrap(), b"precious");
+    assert!(!at("nowhere").exists());
+    fs::create_dir(at("folder")).unwrap();
+    let output = put(&at("folder"), b"agent", 5);
+    assert!(String::from_utf8_lossy(&output.stderr).contains("is a folder"), "{output:?}");
+    symlink(scratch.path(), at("linked")).unwrap();
+    let output = put(&at("linked").join("pika-guest"), b"agent", 5);
+    assert!(String::from_utf8_lossy(&output.stderr).contains("no folder of root's own"), "{output:?}");
+    assert!(!at("pika-guest").exists());
+    // A file where the folder should be.
+    assert!(!put(&at("elsewhere/pika-guest"), b"agent", 5).status.success());
+}
+
+#[test]
+fn the_disk_that_is_full_is_told() {
+    let output = put(Path::new("/dev/full/pika-guest"), b"agent", 5);
+    assert!(!output.status.success() && !output.stderr.is_empty());
+}
+
+#[test]
+fn an_agent_says_what_it_is() {
+    let digest = Digest::of(b"agent");
+    let text = format!(r#"{{"agent":"0.1.0","protocol":1,"schema_version":1,"digest":"sha256:{digest}","more":1}}"#);
+    let version: AgentVersion = serde_json::from_str(&text).unwrap();
+    assert_eq!((version.digest(), version.protocol, version.agent.as_str()), (Some(digest), 1, "0.1.0"));
+    let version = AgentVersion { digest: digest.to_string(), ..version };
+    assert_eq!(version.digest(), None);
+}
+
+#[test]
+fn a_guests_words_are_shown_in_one_line_and_cut() {
+    let said = |errors: &str| shown(&Ran { code: Some(1), output: b"out".to_vec(), errors: errors.to_owned() });
+    assert_eq!(said(""), "out");
+    assert_eq!(said("a\u{1b}[2J\nb"), "a [2J b");
+    assert_eq!(said(&"x".repeat(5000)).len(), MAX_SHOWN_CHARS);
+}
