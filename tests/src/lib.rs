@@ -14,6 +14,7 @@
 mod agent;
 mod chance;
 mod daemon;
+mod debian;
 mod host;
 mod image;
 mod incus;
@@ -32,6 +33,7 @@ mod wait;
 pub use agent::{DONE, ENDLESS, HELLO, archivist, entry, played_by};
 pub use chance::Chance;
 pub use daemon::Daemon;
+pub use debian::debian_image;
 pub use host::{command_lines_with, count_in_files, files_below, monotonic, processes, read_text};
 pub use image::Image;
 pub use incus::Incus;

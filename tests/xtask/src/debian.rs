@@ -52,13 +52,22 @@ pub(crate) fn provide_qemu() -> Result<()> {
     install(&["qemu-system-x86"])
 }
 
+/// Sees to it that there is what makes a Debian in a folder.
+pub(crate) fn provide_mmdebstrap() -> Result<()> {
+    provide_tools(&[("/usr/bin/mmdebstrap", "mmdebstrap")])
+}
+
 /// Sees to it that there is what the outer guest of the Incus VMs is made with.
 pub(crate) fn provide_vm_tools() -> Result<()> {
     provide_qemu()?;
-    let tools =
-        [("/usr/bin/mmdebstrap", "mmdebstrap"), ("/usr/sbin/mke2fs", "e2fsprogs"), ("/usr/bin/qemu-img", "qemu-utils")];
+    provide_mmdebstrap()?;
+    provide_tools(&[("/usr/sbin/mke2fs", "e2fsprogs"), ("/usr/bin/qemu-img", "qemu-utils")])
+}
+
+/// Installs the packages of those programs that are not there.
+fn provide_tools(tools: &[(&str, &'static str)]) -> Result<()> {
     let missing: Vec<&str> =
-        tools.into_iter().filter(|(path, _)| !Path::new(path).exists()).map(|(_, package)| package).collect();
+        tools.iter().filter(|(path, _)| !Path::new(path).exists()).map(|(_, package)| *package).collect();
     if missing.is_empty() {
         return Ok(());
     }

@@ -124,7 +124,8 @@ pub(crate) fn metadata(description: &str) -> String {
     format!("architecture: {}\ncreation_date: {now}\nproperties:\n  description: {description}\n", place::ARCH)
 }
 
-fn pack(scratch: &Path, name: &str) -> Result<PathBuf> {
+/// Packs `metadata.yaml` and `rootfs` of a folder into an image, beside them.
+pub(crate) fn pack(scratch: &Path, name: &str) -> Result<PathBuf> {
     let archive = scratch.join(name);
     let mut tar = Command::new("tar");
     tar.arg("-C").arg(scratch).args(["--numeric-owner", "-I", "gzip -1", "-cf"]).arg(&archive);

@@ -6,6 +6,7 @@
 
 mod cargo;
 mod debian;
+mod debian_image;
 mod elf;
 mod failure;
 mod guard;

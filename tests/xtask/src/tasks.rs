@@ -10,7 +10,7 @@ use std::time::Duration;
 use crate::cargo::{self, Profile, cargo};
 use crate::failure::{Failure, Result, Tried};
 use crate::lab::{self, Kept, Lab};
-use crate::{debian, image, incus, place, run, say, signals, vm};
+use crate::{debian, debian_image, image, incus, place, run, say, signals, vm};
 
 /// A lab that is ready: daemon, pool, images and programs.
 struct Ready {
@@ -46,6 +46,7 @@ impl Ready {
         if let Some((agent, cloud)) = self.programs.clone() {
             all.extend([("PIKA_TEST_AGENT", agent), ("PIKA_TEST_CLOUD", cloud)]);
         }
+        all.extend(debian_image::kept().map(|image| ("PIKA_TEST_DEBIAN_IMAGE", image)));
         all
     }
 
@@ -171,6 +172,7 @@ pub(crate) fn test(args: &TestArgs) -> Result<()> {
     let simulator = cargo::simulator()?;
     let agent = ready.programs.as_ref().map(|(agent, _)| agent.clone()).unwrap_or_default();
     let vms = vm::provide(&ready.busybox, &agent)?;
+    debian_image::provide()?;
     say::step("Run the end-to-end tests");
     // `--tests` leaves out the documentation's, of which that package has none, so that what is read last counts.
     let mut end_to_end = cargo(&["test", "--package", "pika-cloud-tests", "--tests", "--no-fail-fast"]);
@@ -223,6 +225,9 @@ pub(crate) fn bench(json: bool) -> Result<()> {
 /// Keeps a private Incus for a developer until Ctrl-C.
 pub(crate) fn developer_incus(with_agent: bool) -> Result<()> {
     let ready = Ready::set_up(with_agent.then_some(Profile::Dev))?;
+    if with_agent {
+        debian_image::provide()?;
+    }
     say::step("Ready. In another shell:");
     println!("export INCUS_DIR={}", ready.lab().incus_dir().display());
     for (name, value) in ready.environment() {
