@@ -97,9 +97,6 @@ pub struct Image {
     /// SHA-256 over it, by which it is named.
     #[serde(default)]
     pub fingerprint: String,
-    /// Incus's name for what it runs on, such as `x86_64`.
-    #[serde(default)]
-    pub architecture: String,
     /// Whether everybody may have it.
     #[serde(default)]
     pub public: bool,
@@ -229,6 +226,16 @@ impl Client {
         let body = json!({ "action": "stop", "force": true, "timeout": 60 });
         let path = format!("/1.0/instances/{}/state?project={}", encode(name), encode(project));
         self.change("stopping the instance", Method::PUT, &path, Some(&body), CHANGE_LIMIT).await
+    }
+
+    /// Asks what runs in an instance to end, and waits for that.
+    ///
+    /// # Errors
+    /// Where Incus refuses, or it does not end in time.
+    pub(crate) async fn shut_down_instance(&self, project: &str, name: &str, limit: Duration) -> Result<(), Error> {
+        let body = json!({ "action": "stop", "force": false, "timeout": limit.as_secs() });
+        let path = format!("/1.0/instances/{}/state?project={}", encode(name), encode(project));
+        self.change("shutting the instance down", Method::PUT, &path, Some(&body), limit + CALL_TIMEOUT).await
     }
 
     /// Deletes a stopped instance.

@@ -74,9 +74,18 @@ impl Client {
 
     /// Whether an image may be under way in a project: by that operation where one is named, else by any that could be one.
     pub(crate) async fn is_publishing(&self, project: &str, operation: Option<&str>) -> Result<bool, Error> {
-        let Some(operation) = operation else {
-            return Ok(self.operations(project).await?.iter().any(Listed::may_publish));
-        };
+        match operation {
+            None => Ok(self.operations(project).await?.iter().any(Listed::may_publish)),
+            Some(operation) => self.is_going(operation).await,
+        }
+    }
+
+    /// Whether an exec operation's program runs; not, where Incus does not know it any more.
+    pub(crate) async fn is_exec_running(&self, id: &str) -> bool {
+        self.is_going(&format!("/1.0/operations/{}", encode(id))).await.unwrap_or(false)
+    }
+
+    async fn is_going(&self, operation: &str) -> Result<bool, Error> {
         match self.get::<Operation>(operation).await {
             Ok(operation) => Ok(progress(operation.status_code) == Progress::Going),
             // It is over for some seconds, or Incus was started anew, which ends it.
