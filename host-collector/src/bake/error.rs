@@ -127,7 +127,9 @@ pub enum BakeError {
         from: String,
     },
     /// Its files are made elsewhere.
-    #[error("the image `{from}` is a NixOS, whose files come from its configuration: add the project's NixOS module there instead")]
+    #[error(
+        "the image `{from}` is a NixOS, whose files come from its configuration: add the project's NixOS module there instead"
+    )]
     NixOs {
         /// The base.
         from: String,
@@ -146,6 +148,21 @@ pub enum BakeError {
     /// The agent could not be put in.
     #[error(transparent)]
     Put(#[from] PutError),
+    /// What the host has to put in is of another release than the host.
+    #[error(
+        "the host's own pika-guest at {} ({agent}) speaks protocol {protocol} with schema version {schema_version}, and this \
+         pika-cloud another: install both of one release, or name the right one with --agent PATH", path.display()
+    )]
+    OtherContract {
+        /// The host's own agent.
+        path: PathBuf,
+        /// Its release.
+        agent: String,
+        /// The session protocol that it speaks.
+        protocol: u32,
+        /// The version of the documents that it writes.
+        schema_version: u32,
+    },
     /// Something failed in the builder.
     #[error("{doing} in the builder failed: {problem}")]
     Builder {

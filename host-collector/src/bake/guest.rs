@@ -60,12 +60,7 @@ pub(super) enum Provisioned {
 }
 
 impl Builder<'_> {
-    async fn run(
-        &self,
-        command: &[&str],
-        input: impl AsyncRead + Unpin,
-        limit: Duration,
-    ) -> Result<Ran, RunError> {
+    async fn run(&self, command: &[&str], input: impl AsyncRead + Unpin, limit: Duration) -> Result<Ran, RunError> {
         run(self.client, (self.project, self.name), command, input, limit).await
     }
 
@@ -127,9 +122,8 @@ impl Builder<'_> {
         let mut chunk = vec![0; 16 * 1024];
         loop {
             match timeout_at(deadline, output.read(&mut chunk)).await {
-                Ok(Ok(n @ 1..)) => show(&chunk[..n]),
                 Ok(Ok(0) | Err(_)) => break,
-                Ok(Ok(_)) => {}
+                Ok(Ok(n)) => show(&chunk[..n]),
                 Err(_) => return Ok(Provisioned::TimedOut),
             }
         }

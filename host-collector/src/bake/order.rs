@@ -129,7 +129,9 @@ impl BakeFile {
         }
         match std::fs::metadata(&self.source) {
             Ok(data) if data.is_file() => Ok(()),
-            Ok(_) => bad("the source is no file; for a folder, give a tar archive and unpack it with --provision".to_owned()),
+            Ok(_) => {
+                bad("the source is no file; for a folder, give a tar archive and unpack it with --provision".to_owned())
+            }
             Err(error) => bad(format!("the source cannot be read: {error}")),
         }
     }
@@ -148,7 +150,8 @@ mod tests {
 
     #[test]
     fn a_file_is_read_as_it_is_written() {
-        let parsed = |text: &str| text.parse::<BakeFile>().map(|file| (file.source.display().to_string(), file.dest, file.mode));
+        let parsed =
+            |text: &str| text.parse::<BakeFile>().map(|file| (file.source.display().to_string(), file.dest, file.mode));
         let file = |source: &str, dest: &str, mode| Ok((source.to_owned(), dest.to_owned(), mode));
         assert_eq!(parsed("tool:/usr/bin/tool"), file("tool", "/usr/bin/tool", None));
         assert_eq!(parsed("a:b:/etc/c:0600"), file("a:b", "/etc/c", Some(0o600)));
@@ -171,13 +174,17 @@ mod tests {
             change(&mut order);
             order.check().map_err(|error| error.to_string())
         };
-        let file = |source: &std::path::Path, dest: &str| BakeFile { source: source.into(), dest: dest.into(), mode: None };
+        let file =
+            |source: &std::path::Path, dest: &str| BakeFile { source: source.into(), dest: dest.into(), mode: None };
         assert_eq!(check(&|_| {}), Ok(()));
         assert_eq!(check(&|order| order.files.push(file(&source, "/etc/x"))), Ok(()));
         assert!(check(&|order| order.to = "base".into()).unwrap_err().contains("--to"));
         assert!(check(&|order| order.to = String::new()).is_err());
         for dest in ["etc/x", "/etc/", "/etc/../x", "/etc//x", "/run/x", "/tmp/x", "/proc/x", "/etc/a\nb"] {
-            assert!(check(&|order| order.files.push(file(&source, dest))).unwrap_err().contains("destination"), "{dest}");
+            assert!(
+                check(&|order| order.files.push(file(&source, dest))).unwrap_err().contains("destination"),
+                "{dest}"
+            );
         }
         for source in [folder.path().join("absent"), folder.path().to_owned()] {
             assert!(check(&|order| order.files.push(file(&source, "/etc/x"))).unwrap_err().contains("the source"));

@@ -193,7 +193,10 @@ mod tests {
         drop(held);
         let found = Held::take(&state, &bake).unwrap().unwrap();
         let Record { publishing, operation, replaced, .. } = found.record().clone();
-        assert_eq!((publishing, operation.as_deref(), replaced), (true, Some("/1.0/operations/x"), vec!["f00".to_owned()]));
+        assert_eq!(
+            (publishing, operation.as_deref(), replaced),
+            (true, Some("/1.0/operations/x"), vec!["f00".to_owned()])
+        );
         found.forget().unwrap();
         assert!(list(&state).is_empty() && Held::take(&state, &bake).unwrap().is_none());
         assert_eq!(state.runtimes().unwrap(), Vec::<String>::new(), "no bake is taken for a runtime");

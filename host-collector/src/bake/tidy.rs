@@ -88,7 +88,9 @@ fn plan(record: &Record, found: &Found) -> Vec<Step> {
                 why: format!("instances were made from it: {}", users.join(", ")),
             }),
             // Deleted now, the instance could not be made.
-            Seen { .. } if found.creating => Some(Step::Wait("Incus is making an instance, maybe from the replaced image")),
+            Seen { .. } if found.creating => {
+                Some(Step::Wait("Incus is making an instance, maybe from the replaced image"))
+            }
             Seen { .. } => Some(Step::DeleteImage(image.fingerprint.clone())),
         });
     }
@@ -117,7 +119,9 @@ pub(crate) async fn tidy(client: &Client, owner: &str, held: Held, limit: Durati
         let mut acted = false;
         for step in &steps {
             match step {
-                Step::EndBuilder => end_builder(client, &record.project, &record.builder(), &record.bake, owner).await?,
+                Step::EndBuilder => {
+                    end_builder(client, &record.project, &record.builder(), &record.bake, owner).await?
+                }
                 Step::DeleteImage(fingerprint) => {
                     delete_image(client, &record.project, fingerprint).await?;
                     tidied.deleted.push(fingerprint.clone());
@@ -242,7 +246,8 @@ async fn try_end(client: &Client, project: &str, name: &str, bake: &str, owner: 
 
 /// What Incus refuses may only be refused because the builder was just starting, or stopped by itself.
 fn is_worth_another(error: &Error) -> bool {
-    error.is_transient() || matches!(error, Error::Refused { code: 400 | 404 | 500, .. } | Error::OperationFailed { .. })
+    error.is_transient()
+        || matches!(error, Error::Refused { code: 400 | 404 | 500, .. } | Error::OperationFailed { .. })
 }
 
 async fn delete_image(client: &Client, project: &str, fingerprint: &str) -> Result<(), Error> {

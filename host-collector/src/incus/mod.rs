@@ -56,7 +56,7 @@ pub use client::Client;
 pub use client::{Server, ServerEnvironment};
 pub use error::{Class, Error};
 pub use events::{LifecycleEvents, Wakes};
-pub(crate) use image::{Alias, PUBLISH_LIMIT};
+pub(crate) use image::PUBLISH_LIMIT;
 pub use instance::{Image, ImageAlias, InstanceState, InstanceView, Profile, VsockAddress};
 pub(crate) use plan::is_marked;
 pub use plan::{Labels, Ownership, VolumeLabels, create_request, label};

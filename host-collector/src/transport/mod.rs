@@ -7,5 +7,4 @@ pub mod vsock;
 pub(crate) use exec::{Exec, Ran, RunError, dial_exec, is_absent, run};
 pub use put::PutError;
 pub(crate) use put::{AgentVersion, put_agent, shown};
-pub(crate) use put::{AgentVersion, put_agent, shown};
 pub(crate) use vsock::dial_vsock;
