@@ -84,6 +84,13 @@ pub(crate) fn list(state: &StateDir) -> Vec<String> {
     names
 }
 
+/// What is written of a bake, and whether it lives; `None` where that cannot be read.
+pub(crate) fn look(state: &StateDir, bake: &str) -> Option<(Record, bool)> {
+    let folder = RuntimeFolder::new(&bakes_path(state), bake);
+    // It is only looked: to try the lock would be to hold it.
+    Some((read(&folder)?, folder.driver().is_some()))
+}
+
 impl Held {
     /// Writes a new bake down, durably, and holds it.
     pub(crate) fn begin(state: &StateDir, project: &str, to: &str) -> Result<Self, StateDirError> {

@@ -7,7 +7,7 @@ use std::time::Duration;
 use pika_cloud_common::spec::RetentionPolicy;
 
 use super::ReconcileOptions;
-use crate::incus::{Holder, Labels, VolumeLabels};
+use crate::incus::{BuilderLabels, Holder, Labels, VolumeLabels};
 
 /// An instance by its place in Incus.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -98,6 +98,23 @@ pub(super) struct Seen {
     pub(super) labels: Option<Labels>,
 }
 
+/// An instance in which an image is, or was to be, baked.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct SeenBuilder {
+    pub(super) instance: InstanceName,
+    pub(super) labels: BuilderLabels,
+}
+
+/// A bake that the state dir has a record of.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct LocalBake {
+    pub(super) bake: String,
+    /// The alias that it is for.
+    pub(super) to: String,
+    /// Whether somebody is at it.
+    pub(super) lives: bool,
+}
+
 /// A volume with all labels of ours.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct SeenVolume {
@@ -150,6 +167,20 @@ pub enum Step {
         /// Who holds it.
         from: Holder,
     },
+    /// Remove what a bake left that is over: its builder, an image without an alias, the one that its alias had before.
+    Tidy {
+        /// Which.
+        bake: String,
+        /// The alias that it was for.
+        to: String,
+    },
+    /// Stop and delete a builder of ours of which nothing is written down.
+    EndBuilder {
+        /// Which.
+        instance: InstanceName,
+        /// The bake that made it.
+        bake: String,
+    },
     /// Delete a volume of ours that nothing uses and no runtime here knows.
     DeleteVolume {
         /// Which.
@@ -182,6 +213,8 @@ impl Step {
                 instance.to_string()
             }
             Self::TakeOverVolume { volume, .. } | Self::DeleteVolume { volume, .. } => volume.to_string(),
+            Self::Tidy { bake, to } => format!("bake {bake} of {to}"),
+            Self::EndBuilder { instance, .. } => instance.to_string(),
             Self::Report { what, .. } => what.clone(),
         }
     }
@@ -191,7 +224,8 @@ impl Step {
         match self {
             Self::Adopt { .. } => "adopt",
             Self::Cancel { .. } => "cancel",
-            Self::End { .. } => "end",
+            Self::End { .. } | Self::EndBuilder { .. } => "end",
+            Self::Tidy { .. } => "tidy",
             Self::TakeOver { .. } | Self::TakeOverVolume { .. } => "take_over",
             Self::DeleteVolume { .. } => "delete",
             Self::Refuse { .. } => "refuse",
@@ -209,6 +243,8 @@ impl Step {
             Self::TakeOver { runtime_id, from, .. } | Self::TakeOverVolume { runtime_id, from, .. } => {
                 format!("of runtime {runtime_id}, from owner {} with term {}", from.owner, from.term)
             }
+            Self::Tidy { .. } => "it is over, and what it made may be left".to_owned(),
+            Self::EndBuilder { bake, .. } => format!("ours, of a bake {bake} that is not known here any more"),
             Self::DeleteVolume { runtime_id, .. } => {
                 format!("of runtime {runtime_id}, which is not known here; nothing uses it")
             }
@@ -243,6 +279,26 @@ pub(super) fn plan(
         .collect();
     steps.extend(volumes.iter().filter_map(|seen| planner.volume(seen, volumes, &taken)));
     steps
+}
+
+/// Plans what is to be done about bakes: those that are over are tidied, and no other state dir's is touched.
+pub(super) fn plan_bakes(local: &[LocalBake], builders: &[SeenBuilder], owner: &str, now: Duration) -> Vec<Step> {
+    let over = local.iter().filter(|bake| !bake.lives);
+    let tidied = over.map(|bake| Step::Tidy { bake: bake.bake.clone(), to: bake.to.clone() });
+    let builder = |seen: &SeenBuilder| {
+        let BuilderLabels { bake, owner: whose, expires_at } = &seen.labels;
+        match (whose == owner, local.iter().any(|local| local.bake == *bake)) {
+            (true, true) => None,
+            (true, false) => Some(Step::EndBuilder { instance: seen.instance.clone(), bake: bake.clone() }),
+            (false, _) => {
+                let state = if *expires_at <= now { ", and expired: nobody bakes in it any more" } else { "" };
+                let what = seen.instance.to_string();
+                let why = format!("a builder of bake {bake} of owner {whose}{state}: it is left alone");
+                Some(Step::Report { what, why })
+            }
+        }
+    };
+    tidied.chain(builders.iter().filter_map(builder)).collect()
 }
 
 struct Planner<'a> {
