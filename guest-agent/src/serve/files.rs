@@ -8,7 +8,7 @@ use pika_cloud_common::limits::MAX_DOCUMENT_BYTES;
 use pika_cloud_common::wire::{
     Ack, Archive, ErrorCode, GuestMessage, Heartbeat, HostHello, Notice, Role, SessionError, Start, write_event,
 };
-use pika_cloud_common::{DecodeError, RunResult, State, Status, paths};
+use pika_cloud_common::{DecodeError, RunResult, Status, paths};
 use rustix::fd::{BorrowedFd, OwnedFd};
 use rustix::fs::OFlags;
 use rustix::process::PidfdFlags;
@@ -16,15 +16,15 @@ use rustix::process::PidfdFlags;
 use super::marks::Marks;
 use super::stream::refusal;
 use crate::ledger::{
-    self, AckFile, Draft, FileLock, Folder, Ledger, LedgerError, OWNER, OwnerFile, SESSION_LOCK, SUPERVISOR_LOCK,
-    StreamFile, system,
+    self, AckFile, FileLock, Folder, Ledger, LedgerError, OWNER, OwnerFile, SESSION_LOCK, SUPERVISOR_LOCK, StreamFile,
+    system,
 };
 use crate::session::archive::Archiver;
 use crate::session::bulk::LogTail;
 use crate::session::core::{Dirt, Done, Opened, Work};
 use crate::session::source::{self, OpenError};
 use crate::session::{EventTail, Piece, Tailed};
-use crate::supervise::{self, Answer};
+use crate::supervise::{self, Answer, HandOverError, InitSocket};
 use crate::watch::Watch;
 
 /// The files, as one session sees them.
@@ -160,9 +160,13 @@ impl Files {
     pub(super) fn start(&mut self, start: &Start) -> Refused<GuestMessage> {
         let Some(open) = &self.open else { return Err(not_open()) };
         let ledger = &open.ledger;
+        let socket = InitSocket::find();
+        if let Err(error @ HandOverError::Forbidden(_)) = &socket {
+            return Err(refusal(ErrorCode::BadRequest, error));
+        }
         let guard = open.owner_lock(&self.session)?;
         let locked = ledger.lock().map_err(|error| broken(&error))?;
-        let (mut locked, answer) = supervise::accept(locked, start).map_err(|error| broken(&error))?;
+        let (locked, answer) = supervise::accept(locked, start).map_err(|error| broken(&error))?;
         let request_id = start.request_id.clone();
         let lock = match answer {
             Answer::Accepted(lock) => lock,
@@ -171,16 +175,12 @@ impl Files {
             Answer::Bad(message) => return Err(SessionError { code: ErrorCode::BadRequest, message }),
         };
         open.own(locked.stream());
-        match supervise::spawn_supervisor(ledger.folder().path(), lock, start) {
-            Ok(child) => self.children.push(child),
-            Err(error) => {
-                let message = format!("the supervisor could not be started: {error}");
-                let details = Some(serde_json::json!({ "exit_code": 126 }));
-                let failed = Draft { what: ledger::What::State(State::Failed), message, details };
-                locked.append_one(failed).map_err(|error| broken(&error))?;
-            }
+        // Nobody has to wait for an init: who holds the supervisor's lock is the only one that may go on.
+        drop((locked, guard));
+        match supervise::begin(socket, ledger.folder().path(), &lock, start) {
+            Ok(child) => self.children.extend(child),
+            Err(error) => supervise::give_up(ledger, &lock, &error).map_err(|error| broken(&error))?,
         }
-        drop(guard);
         Ok(GuestMessage::Notice(Notice::Started { request_id }))
     }
 

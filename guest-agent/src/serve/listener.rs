@@ -14,25 +14,32 @@
 //! What can go wrong with a listener: `listen.rs`. With a session: `sessions.rs`. A peer that is silent or gone, as after a
 //! restored snapshot, is the session's own to notice (`session/core.rs`).
 //!
-//! It runs in the foreground and says what it has to say on standard error, under any init; it needs `/proc`. Under systemd the unit needs
+//! It runs in the foreground and says what it has to say on standard error, under any init; it needs `/proc`. Files for three of
+//! them are in `init/`. Under systemd the unit needs
 //!
 //! ```text
 //!   Type=notify          READY=1 comes once it has heard itself
-//!   KillMode=process     only the listener is told to end: workloads are in the unit's group, and live on
+//!   KillMode=process     only the listener is told to end: sessions end by themselves, and workloads that are in the unit's group,
+//!                        since no unit of their own starts supervisors (`supervise/handover.rs`), live on
 //!   OOMPolicy=continue   a workload that dies for memory does not end the unit
 //!   WatchdogSec=30       at least 20, so that it wakes up no more often than its peers' heartbeats do
 //! ```
 
+use std::path::PathBuf;
 use std::time::Instant;
 
+use pika_cloud_common::limits::VSOCK_PORT;
+use pika_cloud_common::paths;
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
 
+use super::container;
 use super::listen::{Door, LONGEST_PAUSE, Place};
 use super::notify::Manager;
 use super::say::say;
 use super::sessions::{END_GRACE, Sessions};
 use super::unix::UnixError;
+use crate::ledger::Ledger;
 use crate::supervise::signals::Signals;
 use crate::watch::timespec;
 
@@ -45,14 +52,50 @@ pub enum ServeError {
     /// A UNIX socket cannot be made.
     #[error(transparent)]
     Unix(#[from] UnixError),
+    /// A container, and no path.
+    #[error(
+        "this is a container ({0}): it has no vsock of its own, and there is nothing else to listen on. Name a UNIX socket by \
+         `--unix PATH`, or do not run it: a host reaches a container by Incus exec. `--port PORT` listens on the machine's vsock \
+         all the same"
+    )]
+    Nowhere(&'static str),
     /// Signals cannot be read.
     #[error("cannot read signals: {0}")]
     Signals(std::io::Error),
 }
 
+/// Where to listen: on the vsock port that was asked for, else on the usual one where this machine has a vsock of its own; and at
+/// `unix`.
+pub fn places(port: Option<u32>, no_vsock: bool, unix: Option<PathBuf>) -> Result<Vec<Place>, ServeError> {
+    let container = if no_vsock || port.is_some() { None } else { container::evidence() };
+    match (container, &unix) {
+        (Some(evidence), None) => return Err(ServeError::Nowhere(evidence)),
+        (Some(evidence), Some(_)) => {
+            say(&format!("does not listen on vsock: this is a container ({evidence}), which has none of its own"));
+        }
+        (None, _) => {}
+    }
+    let vsock = (!no_vsock && container.is_none()).then(|| Place::Vsock(port.unwrap_or(VSOCK_PORT)));
+    Ok(vsock.into_iter().chain(unix.map(Place::Unix)).collect())
+}
+
+/// Makes the folders of the contract, so that workloads which are no member of the group that may write there, or run before the
+/// first session, find them. Best effort: whoever needs one that is missing makes it, or says why not.
+fn make_folders() {
+    let made = Ledger::open().and_then(|ledger| {
+        [paths::LOGS_DIR, paths::ARTIFACTS_DIR]
+            .iter()
+            .try_for_each(|name| ledger.folder().child_or_create(name).map(drop))
+    });
+    if let Err(error) = made {
+        say(&error.to_string());
+    }
+}
+
 /// Listens at `places` until a signal ends it.
 pub fn serve(places: Vec<Place>) -> Result<(), ServeError> {
     keep_descriptors();
+    make_folders();
     let signals =
         Signals::of(&[libc::SIGTERM, libc::SIGINT, libc::SIGHUP, libc::SIGCHLD]).map_err(ServeError::Signals)?;
     let now = Instant::now();
@@ -137,7 +180,7 @@ impl Listener {
     fn take_signals(&mut self) -> bool {
         let mut end = false;
         while let Some(signal) = self.signals.next() {
-            end |= signal != libc::SIGCHLD;
+            end |= signal.number != libc::SIGCHLD;
         }
         self.sessions.reap(Instant::now());
         end

@@ -4,10 +4,12 @@
 //!   Incus exec ──────────────────────────────► stream ──► session core, files
 //!   vsock, UNIX socket ──► listener ── spawns ──► stream
 //!                          listen, vsock, unix    where it listens, and to whom
+//!                          container              where it does not
 //!                          sessions               the processes that it spawned
 //!                          notify, say            what systemd and people are told
 //! ```
 
+mod container;
 mod files;
 mod listen;
 mod listener;
@@ -21,7 +23,7 @@ mod unix;
 mod vsock;
 
 pub use listen::Place;
-pub use listener::{ServeError, serve};
+pub use listener::{ServeError, places, serve};
 pub use sessions::MAX_SESSIONS;
 pub use stream::serve_stdio;
 pub use unix::UnixError;

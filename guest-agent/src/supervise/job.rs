@@ -2,22 +2,19 @@
 //!
 //! ```text
 //!                     poll: signals, main process, output, deadline
-//!   Running ── time is up ──► TERM to the group ── grace ──► KILL to the group
-//!      │                                                        │
+//!   Running ── time is up, or the init says TERM ──► TERM to the group ── grace ──► KILL to the group
+//!      │                                                                              │
 //!      └── main process ended ──► drain the output, at most DRAIN ──► KILL what is left of the group ──► terminal event
 //! ```
 
-use std::os::fd::AsRawFd as _;
-use std::os::unix::process::CommandExt as _;
-use std::process::Stdio;
 use std::time::{Duration, Instant};
 
+use pika_cloud_common::State;
 use pika_cloud_common::limits::RELEASE_TIMEOUT;
 use pika_cloud_common::wire::Start;
-use pika_cloud_common::{State, paths};
 use rustix::event::{PollFd, PollFlags, poll};
-use rustix::fd::{AsFd, FromRawFd as _, OwnedFd};
-use rustix::fs::{FlockOperation, MemfdFlags, OFlags};
+use rustix::fd::{AsFd as _, OwnedFd};
+use rustix::fs::FlockOperation;
 use rustix::io::Errno;
 use rustix::process::{self as kernel, Pid, PidfdFlags, Signal, WaitId, WaitIdOptions};
 use serde_json::{Value, json};
@@ -26,9 +23,9 @@ use super::ending::Ending;
 use super::logs::Log;
 use super::memory::{self, KillCounter};
 use super::mounts;
-use super::signals::{self, Signals};
+use super::signals::{Received, Signals};
 use super::spawn::{self, What};
-use crate::ledger::{self, AckFile, Draft, FileLock, Ledger, LedgerError, OwnerFile};
+use crate::ledger::{self, AckFile, Draft, Ledger, LedgerError, OwnerFile};
 use crate::watch::{Watch, timespec};
 
 /// How long output of processes that outlive the main one is waited for, before and again after they are killed.
@@ -70,52 +67,6 @@ impl Job {
             wait_release: RELEASE_TIMEOUT,
         }
     }
-}
-
-/// Starts the supervisor of an accepted request: our own binary, detached, with the lock handed over. What it is to run
-/// goes through memory that only the two can see: neither arguments nor environment nor a file name it.
-pub fn spawn_supervisor(root: &std::path::Path, lock: FileLock, start: &Start) -> std::io::Result<std::process::Child> {
-    let text = serde_json::to_vec(start)?;
-    let memory = rustix::fs::memfd_create(c"pika-guest-start", MemfdFlags::CLOEXEC)?;
-    ledger::write_all(&memory, &text)?;
-    rustix::fs::seek(&memory, rustix::fs::SeekFrom::Start(0))?;
-    let lock = lock.into_fd();
-    // Without CLOEXEC from here on: this process has one thread, so nothing else is spawned in between.
-    rustix::io::fcntl_setfd(&lock, rustix::io::FdFlags::empty())?;
-    let mut command = std::process::Command::new("/proc/self/exe");
-    command.arg0("pika-guest").arg("supervise").arg("--lock-fd").arg(lock.as_raw_fd().to_string());
-    command.env(paths::ROOT_ENV, root).current_dir("/");
-    command.stdin(Stdio::from(memory)).stdout(Stdio::null()).stderr(Stdio::null());
-    // SAFETY: both are async-signal-safe, and nothing is allocated.
-    unsafe {
-        command.pre_exec(|| {
-            signals::unblock_all();
-            Ok(kernel::setsid().map(|_| ())?)
-        });
-    }
-    command.spawn()
-}
-
-/// The supervisor's side of [`spawn_supervisor`].
-pub fn supervise_handed_over(ledger: &Ledger, lock_fd: i32) -> Result<i32, LedgerError> {
-    let lock = take_over_lock(ledger, lock_fd)?;
-    let start = serde_json::from_reader(std::io::stdin().lock())
-        .map_err(|source| LedgerError::Malformed { path: "standard input".into(), source })?;
-    run_job(ledger, lock, &Job::of(start))
-}
-
-/// The descriptor of that number, where it is the supervisor's lock.
-fn take_over_lock(ledger: &Ledger, lock_fd: i32) -> Result<OwnedFd, LedgerError> {
-    let failed = || LedgerError::io("take over", ledger.folder().path_of(ledger::SUPERVISOR_LOCK));
-    // SAFETY: F_SETFD touches no memory; on a number that is not open it fails.
-    if lock_fd <= 2 || unsafe { libc::fcntl(lock_fd, libc::F_SETFD, libc::FD_CLOEXEC) } != 0 {
-        return Err(failed()(Errno::BADF));
-    }
-    // SAFETY: it is open, as was just seen; whoever started us opened it for us, and nothing else here uses it.
-    let lock = unsafe { OwnedFd::from_raw_fd(lock_fd) };
-    let given = rustix::fs::fstat(&lock).map_err(failed())?;
-    let (_, own) = ledger.folder().open_or_create_file(ledger::SUPERVISOR_LOCK, OFlags::RDWR)?;
-    if (given.st_dev, given.st_ino) == (own.st_dev, own.st_ino) { Ok(lock) } else { Err(failed()(Errno::BADF)) }
 }
 
 /// Runs a workload to its terminal event; gives its exit code.
@@ -173,7 +124,8 @@ fn run_workload(ledger: &Ledger, job: &Job, signals: &Signals, log: &mut Log) ->
             return Ending::not_started(126, format!("the workload cannot be watched: {errno}"));
         }
     };
-    let mut running = Running { ledger, job, signals, log, pid, pidfd, output: Some(spawned.output), killed: false };
+    let mut running =
+        Running { ledger, job, signals, log, pid, pidfd, output: Some(spawned.output), killed: false, kill_at: None };
     let ending = running.run(time_is_up);
     ending.with_memory(&kills, running.killed)
 }
@@ -253,16 +205,23 @@ struct Running<'a> {
     output: Option<OwnedFd>,
     /// A KILL was sent while its main process ran.
     killed: bool,
+    /// The init has asked for the end, and no longer waits than that.
+    kill_at: Option<Instant>,
 }
 
 impl Running<'_> {
     fn run(&mut self, mut deadline: Option<Instant>) -> Ending {
         let mut timed_out = None;
         loop {
-            if self.wait(deadline) {
+            if self.wait(deadline.into_iter().chain(self.kill_at).min()) {
                 break;
             }
-            if deadline.is_some_and(|deadline| Instant::now() >= deadline) {
+            let is_due = |at: Option<Instant>| at.is_some_and(|at| Instant::now() >= at);
+            if is_due(self.kill_at) {
+                self.kill();
+                self.kill_at = None;
+            }
+            if is_due(deadline) {
                 if timed_out.is_none() {
                     timed_out = self.job.timeout;
                     self.send(libc::SIGTERM);
@@ -301,8 +260,8 @@ impl Running<'_> {
         let (signalled, ended, output) = (ready(0), ready(1), ready(2));
         drop(fds);
         if signalled {
-            while let Some(signal) = self.signals.next() {
-                if signal == libc::SIGKILL { self.kill() } else { self.send(signal) }
+            while let Some(received) = self.signals.next() {
+                self.pass_on(received);
             }
         }
         if output {
@@ -337,6 +296,18 @@ impl Running<'_> {
             }
             Err(Errno::AGAIN | Errno::INTR) => {}
             Err(_) => self.output = None,
+        }
+    }
+
+    /// Of whom asks for nothing but the signal, that is all that is done. An init that asks for the end kills everything some
+    /// time later, us too: before that we end the workload, so that how it ended is written down.
+    fn pass_on(&mut self, Received { number, from_init }: Received) {
+        if number == libc::SIGKILL {
+            return self.kill();
+        }
+        self.send(number);
+        if number == libc::SIGTERM && from_init && self.kill_at.is_none() {
+            self.kill_at = Instant::now().checked_add(self.job.stop_grace);
         }
     }
 

@@ -18,15 +18,20 @@
 //!   writes `failed {supervisor_lost}`. It is never started again.
 
 mod accept;
+mod begin;
 mod disk;
 mod ending;
+mod handover;
 mod job;
 mod logs;
 mod memory;
 mod mounts;
+mod search_path;
 pub mod signals;
 mod spawn;
 
 pub use accept::{Answer, accept, prepare_run, settle_abandoned, settle_lost, signal_supervisor, supervisor_pid};
-pub use job::{Job, run_job, spawn_supervisor, supervise_handed_over};
+pub use begin::{BeginError, SuperviseError, begin, give_up, supervise_handed_over, supervise_spawned};
+pub use handover::{HandOverError, InitSocket, SOCKET_ENV};
+pub use job::{Job, run_job};
 pub use spawn::{SpawnError, What};

@@ -27,6 +27,15 @@ pub fn by_name(name: &str) -> Option<i32> {
     })
 }
 
+/// A signal that came.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Received {
+    /// `KILL` where a supervisor was asked for that.
+    pub number: i32,
+    /// It came from the first process of this machine or container.
+    pub from_init: bool,
+}
+
 /// Signals that are from now on read instead of delivered.
 #[derive(Debug)]
 pub struct Signals {
@@ -60,17 +69,14 @@ impl Signals {
         Ok(Self { fd: unsafe { OwnedFd::from_raw_fd(fd) } })
     }
 
-    /// The next signal that came; `KILL` where a supervisor was asked for that.
-    pub fn next(&self) -> Option<i32> {
-        // The kernel's `signalfd_siginfo` begins with the number and is 128 bytes long.
+    /// The next signal that came.
+    pub fn next(&self) -> Option<Received> {
+        // The kernel's `signalfd_siginfo` is 128 bytes long: the number, an error, a code, the sender, each of four bytes, …
         let mut info = [0u8; 128];
-        match rustix::io::read(&self.fd, &mut info) {
-            Ok(128) => {
-                let number = i32::from_ne_bytes([info[0], info[1], info[2], info[3]]);
-                Some(if number == kill_request() { libc::SIGKILL } else { number })
-            }
-            _ => None,
-        }
+        let Ok(128) = rustix::io::read(&self.fd, &mut info) else { return None };
+        let word = |at: usize| i32::from_ne_bytes([info[at], info[at + 1], info[at + 2], info[at + 3]]);
+        let number = if word(0) == kill_request() { libc::SIGKILL } else { word(0) };
+        Some(Received { number, from_init: word(12) == 1 })
     }
 }
 

@@ -13,7 +13,7 @@ use rustix::io::Errno;
 use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::thread::{set_thread_gid, set_thread_groups, set_thread_uid};
 
-use super::{memory, signals};
+use super::{memory, search_path, signals};
 use crate::ledger::{Folder, Ledger};
 use crate::users::{self, User};
 
@@ -129,6 +129,9 @@ fn prepare(root: &Folder, what: &What) -> Result<(Command, Option<User>, String)
             let (program, args) = line.split_first().map_or((OsStr::new(""), &[][..]), |(p, a)| (p.as_os_str(), a));
             let mut command = Command::new(program);
             command.args(args).env(paths::ROOT_ENV, root.path());
+            if let Some(path) = std::env::var_os("PATH") {
+                command.env("PATH", search_path::with_agent(&path));
+            }
             Ok((command, None, String::new()))
         }
         What::Shell { command: line, as_root, env, cwd } => {
@@ -139,14 +142,15 @@ fn prepare(root: &Folder, what: &What) -> Result<(Command, Option<User>, String)
             let folder = cwd.as_deref().unwrap_or("/");
             let mut command = Command::new("/bin/sh");
             command.arg("-c").arg(line).current_dir(folder).env_clear();
-            let path = std::env::var_os("PATH").filter(|path| !path.as_bytes().is_empty());
-            command.env("PATH", path.unwrap_or_else(|| DEFAULT_PATH.into()));
+            let asked = env.get("PATH").map(OsString::from);
+            let path = asked.or_else(|| std::env::var_os("PATH").filter(|path| !path.as_bytes().is_empty()));
             if let Some(lang) = std::env::var_os("LANG") {
                 command.env("LANG", lang);
             }
             command.env("HOME", &user.home).env("USER", &user.name).env("LOGNAME", &user.name);
             command.env("SHELL", "/bin/sh").env("PWD", folder);
             command.envs(env).env(paths::ROOT_ENV, root.path());
+            command.env("PATH", search_path::with_agent(path.as_deref().unwrap_or(DEFAULT_PATH.as_ref())));
             let within = cwd.as_ref().map_or_else(String::new, |cwd| format!(" in {cwd}"));
             Ok((command, change.then_some(user), within))
         }

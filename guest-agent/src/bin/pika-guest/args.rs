@@ -64,6 +64,8 @@ pub(crate) enum Verb {
     /// Listens for hosts' sessions, over vsock and a UNIX socket; an init runs it.
     #[command(long_about = SERVE_HELP)]
     Serve(ServeArgs),
+    /// Says which agent this is.
+    Version(VersionArgs),
     /// Supervises what a session started; not for people.
     #[command(hide = true)]
     Supervise(SuperviseArgs),
@@ -150,12 +152,15 @@ Listens for hosts' sessions, over vsock and a UNIX socket; an init runs it.
 
 It stays in the foreground, says what it has to say on standard error, and needs no particular init. Over vsock only the host
 (CID 2) is served. Over the UNIX socket (mode 0660, group pika-cloud where there is one) a session has the rights of the user
-who dials. A vsock driver that comes late is waited for. TERM ends it and its sessions, and never a workload: a unit of systemd
-needs Type=notify, KillMode=process and OOMPolicy=continue.";
+who dials. A vsock driver that comes late is waited for. A container has no vsock of its own: there it listens on the UNIX socket
+alone, unless a port is named. TERM ends it and its sessions, and never a workload.
+
+Where an init listens for what a host starts (/run/pika-guest/supervise.sock, or PIKA_GUEST_SUPERVISE), it supervises that in a
+unit of its own; else the agent does.";
 
 #[derive(Debug, Args)]
 pub(crate) struct ServeArgs {
-    /// The vsock port [default: `PIKA_GUEST_PORT`, else 20555].
+    /// The vsock port [default: `PIKA_GUEST_PORT`, else 20555, in a container none].
     #[arg(long, value_name = "PORT", value_parser = port)]
     pub(crate) port: Option<u32>,
     /// Listen on a UNIX socket at PATH, too. Its folder is made; no link in it is followed.
@@ -168,9 +173,19 @@ pub(crate) struct ServeArgs {
 
 #[derive(Debug, Args)]
 pub(crate) struct SuperviseArgs {
-    /// The descriptor that holds the supervisor's lock.
+    /// The descriptor that holds the supervisor's lock; what to run comes on standard input.
+    #[arg(long, required_unless_present = "socket")]
+    pub(crate) lock_fd: Option<i32>,
+    /// Standard input is a connection, over which both come.
+    #[arg(long, conflicts_with = "lock_fd")]
+    pub(crate) socket: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct VersionArgs {
+    /// As JSON, with the digest (SHA-256) of this program.
     #[arg(long)]
-    pub(crate) lock_fd: i32,
+    pub(crate) json: bool,
 }
 
 fn seconds(text: &str) -> Result<Duration, String> {

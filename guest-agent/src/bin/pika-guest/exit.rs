@@ -2,6 +2,7 @@
 
 use pika_guest_agent::ledger::LedgerError;
 use pika_guest_agent::serve::{ServeError, UnixError};
+use pika_guest_agent::supervise::SuperviseError;
 use rustix::io::Errno;
 
 /// A verb failed.
@@ -38,6 +39,9 @@ pub(crate) enum Failure {
     /// The listener cannot begin.
     #[error(transparent)]
     Serve(#[from] ServeError),
+    /// What was handed over cannot be supervised.
+    #[error(transparent)]
+    Supervise(#[from] SuperviseError),
     /// A line of standard input was refused.
     #[error("line {line} of standard input: {source} ({written} events before it are written)")]
     Line {
@@ -54,13 +58,14 @@ impl Failure {
     /// The exit code.
     pub(crate) fn code(&self) -> u8 {
         match self {
-            Self::Ledger(error) => ledger_code(error),
+            Self::Ledger(error) | Self::Supervise(SuperviseError::Ledger(error)) => ledger_code(error),
             Self::Data(_) => EX_DATAERR,
             Self::NoInput(_) => EX_NOINPUT,
             Self::NotAcknowledged { .. } => EX_TEMPFAIL,
             Self::Stdio { .. } => EX_IOERR,
             Self::Environment(_) => EX_USAGE,
             Self::Serve(error) => serve_code(error),
+            Self::Supervise(SuperviseError::HandOver(_)) => EX_PROTOCOL,
             Self::Line { source, .. } => source.code(),
         }
     }
@@ -78,6 +83,7 @@ pub(crate) const EX_NOPERM: u8 = 77;
 
 fn serve_code(error: &ServeError) -> u8 {
     match error {
+        ServeError::Nowhere(_) => EX_USAGE,
         ServeError::Signals(_) => EX_IOERR,
         ServeError::Unix(UnixError::InUse { .. }) => EX_TEMPFAIL,
         ServeError::Unix(UnixError::Io { errno: Errno::ACCESS | Errno::PERM, .. }) => EX_NOPERM,

@@ -45,6 +45,7 @@ fn run(verb: Verb) -> Result<u8, Failure> {
         Verb::Run(args) => work::run(args),
         Verb::Stream => Ok(work::stream()),
         Verb::Serve(args) => work::serve(args),
+        Verb::Version(args) => show::version(&args),
         Verb::Supervise(args) => work::supervise(&args),
     }
 }

@@ -1,15 +1,17 @@
-//! The verbs that only read.
+//! The verbs that write nothing.
 
 use std::io::Write as _;
 use std::time::{Duration, Instant};
 
+use pika_cloud_common::digest::Digest;
 use pika_cloud_common::limits::MAX_DOCUMENT_BYTES;
-use pika_cloud_common::{Status, paths};
+use pika_cloud_common::wire::PROTOCOL;
+use pika_cloud_common::{SCHEMA_VERSION, Status, paths};
 use pika_guest_agent::ledger::{Folder, Ledger, LedgerError, StreamFile};
 use pika_guest_agent::session::{EventTail, Piece, Tailed};
 use pika_guest_agent::watch::Watch;
 
-use crate::args::{EventsArgs, StatusArgs};
+use crate::args::{EventsArgs, StatusArgs, VersionArgs};
 use crate::exit::Failure;
 
 /// Shows `status.json`.
@@ -64,6 +66,22 @@ pub(crate) fn events(args: &EventsArgs) -> Result<u8, Failure> {
             (Tailed::AtEnd, None) => return Ok(0),
         }
     }
+}
+
+/// Says which agent this is; whoever has put it somewhere can compare the digest.
+pub(crate) fn version(args: &VersionArgs) -> Result<u8, Failure> {
+    let program = std::fs::read("/proc/self/exe");
+    let program = program.map_err(|source| Failure::Stdio { doing: "cannot read /proc/self/exe", source })?;
+    let (agent, digest) = (env!("CARGO_PKG_VERSION"), format!("sha256:{}", Digest::of(&program)));
+    let shown = if args.json {
+        let fields = serde_json::json!({
+            "agent": agent, "protocol": PROTOCOL, "schema_version": SCHEMA_VERSION, "digest": digest,
+        });
+        format!("{fields}\n")
+    } else {
+        format!("pika-guest {agent}, protocol {PROTOCOL}, schema_version {SCHEMA_VERSION}, {digest}\n")
+    };
+    print(shown.as_bytes()).map(|()| 0)
 }
 
 fn existing_root() -> Result<Folder, Failure> {

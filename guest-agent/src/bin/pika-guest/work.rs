@@ -1,10 +1,10 @@
 //! The verbs that stay: `run`, `stream`, `serve` and the supervisor of what a session started.
 
 use pika_cloud_common::GuestRequest;
-use pika_cloud_common::limits::{MAX_DOCUMENT_BYTES, RELEASE_TIMEOUT, VSOCK_PORT};
+use pika_cloud_common::limits::{MAX_DOCUMENT_BYTES, RELEASE_TIMEOUT};
 use pika_cloud_common::wire::ErrorCode;
 use pika_guest_agent::ledger::{Folder, Ledger, LedgerError};
-use pika_guest_agent::serve::{self, Place, serve_stdio};
+use pika_guest_agent::serve::{self, serve_stdio};
 use pika_guest_agent::session::core::Ending;
 use pika_guest_agent::supervise::{self, Job, What};
 
@@ -52,22 +52,20 @@ pub(crate) fn run(args: RunArgs) -> Result<u8, Failure> {
 
 /// Listens for sessions until a signal ends it.
 pub(crate) fn serve(args: ServeArgs) -> Result<u8, Failure> {
-    let mut places = Vec::new();
-    if !args.no_vsock {
-        let named = std::env::var_os(PORT_ENV).filter(|text| !text.is_empty());
-        let named = named.map(|text| args::port(&text.to_string_lossy())).transpose();
-        let named = named.map_err(|wrong| Failure::Environment(format!("{PORT_ENV}: {wrong}")))?;
-        places.push(Place::Vsock(args.port.or(named).unwrap_or(VSOCK_PORT)));
-    }
-    places.extend(args.unix.map(Place::Unix));
+    let named = std::env::var_os(PORT_ENV).filter(|text| !text.is_empty() && !args.no_vsock);
+    let named = named.map(|text| args::port(&text.to_string_lossy())).transpose();
+    let named = named.map_err(|wrong| Failure::Environment(format!("{PORT_ENV}: {wrong}")))?;
+    let places = serve::places(args.port.or(named), args.no_vsock, args.unix)?;
     serve::serve(places)?;
     Ok(0)
 }
 
-/// Supervises what a session started.
+/// Supervises what a session started. Under an init, that is what its unit is for, however the workload ends.
 pub(crate) fn supervise(args: &SuperviseArgs) -> Result<u8, Failure> {
-    let ledger = Ledger::open()?;
-    Ok(exit_code(supervise::supervise_handed_over(&ledger, args.lock_fd)?))
+    match args.lock_fd {
+        Some(lock_fd) => Ok(exit_code(supervise::supervise_spawned(&Ledger::open()?, lock_fd)?)),
+        None => Ok(supervise::supervise_handed_over().map(|()| 0)?),
+    }
 }
 
 /// Serves a session.
