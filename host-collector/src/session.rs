@@ -107,9 +107,7 @@ pub enum SessionFault {
     #[error("the guest sent what is {0}")]
     Message(MessageError),
     /// The agent speaks another version of the session protocol.
-    #[error(
-        "the guest's agent {agent} speaks session protocol {found}, this host speaks {PROTOCOL}: bake the image again with an agent of this release"
-    )]
+    #[error("the guest's agent {agent} speaks session protocol {found}, this host speaks {PROTOCOL}")]
     Protocol {
         /// The agent's version.
         agent: String,
@@ -117,9 +115,7 @@ pub enum SessionFault {
         found: u32,
     },
     /// The agent writes documents of another version.
-    #[error(
-        "the guest's agent {agent} writes documents of schema_version {found}, this host reads {SCHEMA_VERSION}: bake the image again with an agent of this release"
-    )]
+    #[error("the guest's agent {agent} writes documents of schema_version {found}, this host reads {SCHEMA_VERSION}")]
     Schema {
         /// The agent's version.
         agent: String,
@@ -163,6 +159,7 @@ pub struct Session {
     announced: u64,
     heard_at: Duration,
     pinged_at: Duration,
+    opened_at: Duration,
 }
 
 /// Whose raw bytes come next.
@@ -192,6 +189,7 @@ impl Session {
             announced: 0,
             heard_at: now,
             pinged_at: now,
+            opened_at: now,
         };
         (session, HostMessage::Hello(hello))
     }
@@ -209,6 +207,11 @@ impl Session {
     /// When the guest was last heard.
     pub fn heard_at(&self) -> Duration {
         self.heard_at
+    }
+
+    /// Whether it has been open for so long that whatever ends it says nothing against the agent.
+    pub fn has_held(&self, now: Duration) -> bool {
+        self.open && now.saturating_sub(self.opened_at) >= PEER_TIMEOUT
     }
 
     /// Where to read into; followed by [`Session::filled`].

@@ -13,7 +13,7 @@ pub use policy::{OutputCollection, OutputCollectionMode, Policies, RestartPolicy
 pub use read::SpecError;
 pub use redact::REDACTED;
 pub use types::{
-    Bootstrap, Identity, Incus, InstanceType, Mount, MountKind, MountMode, OutputLimits, Paths, Resources, RuntimeSpec,
-    VolumeName, Watchdogs,
+    AgentPolicy, Bootstrap, Identity, Incus, InstanceType, Mount, MountKind, MountMode, OutputLimits, Paths, Resources,
+    RuntimeSpec, VolumeName, Watchdogs,
 };
 pub use validate::{FieldError, is_runtime_id};

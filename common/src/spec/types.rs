@@ -99,6 +99,9 @@ pub struct Incus {
     /// to be false.
     #[serde(skip_serializing_if = "is_default")]
     pub csm: Option<bool>,
+    /// Whose agent is used: the image's own, or one that the host puts in.
+    #[serde(skip_serializing_if = "is_default")]
+    pub agent: AgentPolicy,
     /// The cluster member. Not implemented yet: must be absent.
     #[serde(skip_serializing_if = "is_default")]
     pub target: Option<String>,
@@ -114,6 +117,7 @@ impl Default for Incus {
             instance_type: InstanceType::default(),
             secureboot: None,
             csm: None,
+            agent: AgentPolicy::default(),
             target: None,
         }
     }
@@ -129,6 +133,21 @@ pub enum InstanceType {
     VirtualMachine,
     /// A container, which shares the host's kernel.
     Container,
+}
+
+/// Whose agent is used. Whatever is said here, an agent that dies or vanishes while its workload runs is replaced by the
+/// host's own, so that nothing of the run is lost.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(rename_all = "snake_case")]
+pub enum AgentPolicy {
+    /// The image's own; where it has none, the host puts its own in.
+    #[default]
+    Auto,
+    /// The image's own, and no other is put into an image without one.
+    Baked,
+    /// The host's own, put in and run through Incus exec, whatever the image has. A virtual machine needs incus-agent for that.
+    Inject,
 }
 
 /// What a runtime may use; absent means what the profile gives.

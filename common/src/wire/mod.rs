@@ -49,6 +49,27 @@ impl Transport {
     }
 }
 
+/// Whose agent speaks in a session.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum AgentOrigin {
+    /// The image's own.
+    #[default]
+    Image,
+    /// The host's own, which it has put into the guest.
+    Host,
+}
+
+impl AgentOrigin {
+    /// Its name in documents.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Image => "image",
+            Self::Host => "host",
+        }
+    }
+}
+
 /// The version of the session protocol that this build speaks.
 pub const PROTOCOL: u32 = 1;
 

@@ -88,6 +88,12 @@ pub enum AgentError {
 const WAY_OUT: &str = "name a static one (`cargo xtask agent` builds it) with --agent PATH or PIKA_GUEST_AGENT, or put it \
                        beside pika-cloud, as pika-guest";
 
+impl AgentError {
+    pub(crate) fn unreadable(path: &Path, problem: String) -> Self {
+        Self::Unreadable { path: path.to_owned(), origin: Origin::Given, problem }
+    }
+}
+
 /// Who named the path of the agent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Origin {

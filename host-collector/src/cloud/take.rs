@@ -169,8 +169,14 @@ impl Cloud {
         let owner: Arc<str> = self.state.owner().into();
         let (commands, receiver) = mpsc::unbounded_channel();
         let (client, clock) = (self.client.clone(), Arc::clone(&self.clock));
-        let backend =
-            IncusBackend { client, spec: Arc::clone(&spec), owner: Arc::clone(&owner), clock: Arc::clone(&clock) };
+        let agent = self.agent.clone();
+        let backend = IncusBackend {
+            client,
+            spec: Arc::clone(&spec),
+            owner: Arc::clone(&owner),
+            clock: Arc::clone(&clock),
+            agent,
+        };
         let wakes = self.wakes(&spec.incus.project, &spec.identity.instance_name);
         let driving = self.registry.enter(id, writer.durable(), commands);
         let parts = Parts {

@@ -4,12 +4,11 @@
 use std::future::Future;
 use std::pin::Pin;
 
-use pika_cloud_common::wire::Transport;
 use tokio::io::{AsyncRead, AsyncWrite};
 
 use crate::incus::VsockAddress;
 use crate::machine::SessionLoss;
-use crate::runtime::{Answer, Call};
+use crate::runtime::{Answer, Call, Way};
 
 /// A stream to an agent.
 pub struct Link {
@@ -34,10 +33,6 @@ pub trait Explain: Send + Sync {
 pub trait Backend: Clone + Send + Sync + 'static {
     /// Performs a call, and tells what came of it.
     fn call(&self, call: Call) -> impl Future<Output = Answer> + Send + 'static;
-    /// Opens a stream to the agent of an instance, by that way.
-    fn dial(
-        &self,
-        instance: String,
-        transport: Transport,
-    ) -> impl Future<Output = Result<Link, SessionLoss>> + Send + 'static;
+    /// Opens a stream to an agent in an instance, by that way; one that is to be put in first is put in.
+    fn dial(&self, instance: String, way: Way) -> impl Future<Output = Result<Link, SessionLoss>> + Send + 'static;
 }

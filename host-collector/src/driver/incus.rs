@@ -10,14 +10,18 @@ use pika_cloud_common::limits::PEER_TIMEOUT;
 use pika_cloud_common::wire::Transport;
 
 use super::backend::{Backend, Link};
+use crate::agent_binary::AgentSource;
 use crate::clock::HostClock;
 use crate::incus::{Client, Error, InstanceState, InstanceView, Labels, Ownership, Patched, label, provision};
 use crate::machine::{CallFailure, SessionLoss};
-use crate::runtime::{Answer, Call, Claim, Seen};
-use crate::transport::{dial_exec, dial_vsock};
+use crate::runtime::{Agent, Answer, Call, Claim, Seen, Way};
+use crate::transport::{PUT_DIAL_TIMEOUT, dial_exec, dial_own, dial_vsock};
 
 /// How long a dial may take: Incus answers an exec and its websockets in milliseconds, or not at all.
 const DIAL_TIMEOUT: Duration = PEER_TIMEOUT;
+
+/// Which image an instance's own was baked from, as Incus has it in the instance's configuration.
+const BASE_ALIAS: &str = "image.pika-cloud.base-alias";
 
 /// What is read of a console, escapes and all.
 const CONSOLE_BYTES: usize = 32 * 1024;
@@ -31,6 +35,7 @@ pub(crate) struct IncusBackend {
     pub(crate) spec: Arc<RuntimeSpec>,
     pub(crate) owner: Arc<str>,
     pub(crate) clock: Arc<HostClock>,
+    pub(crate) agent: AgentSource,
 }
 
 impl Backend for IncusBackend {
@@ -54,25 +59,23 @@ impl Backend for IncusBackend {
         }
     }
 
-    fn dial(
-        &self,
-        instance: String,
-        transport: Transport,
-    ) -> impl Future<Output = Result<Link, SessionLoss>> + Send + 'static {
+    fn dial(&self, instance: String, way: Way) -> impl Future<Output = Result<Link, SessionLoss>> + Send + 'static {
         let this = self.clone();
         async move {
             let (client, project) = (&this.client, &this.spec.incus.project);
             let dial = async {
-                match transport {
-                    Transport::Exec => dial_exec(client, project, &instance)
+                match (way.transport, way.agent) {
+                    (Transport::Vsock, _) => dial_vsock(client, project, &instance).await,
+                    (Transport::Exec, Agent::Image) => dial_exec(client, project, &instance)
                         .await
                         .map_err(|error| SessionLoss::Lost(error.to_string())),
-                    Transport::Vsock => dial_vsock(client, project, &instance).await,
+                    (Transport::Exec, agent) => dial_own(client, (project, &instance), &this.agent, agent).await,
                 }
             };
-            match tokio::time::timeout(DIAL_TIMEOUT, dial).await {
+            let limit = if way.agent == Agent::Put { PUT_DIAL_TIMEOUT } else { DIAL_TIMEOUT };
+            match tokio::time::timeout(limit, dial).await {
                 Ok(dialled) => dialled,
-                Err(_) => Err(SessionLoss::Lost(format!("no session over {} in time", transport.as_str()))),
+                Err(_) => Err(SessionLoss::Lost(format!("no session over {} in time", way.transport.as_str()))),
             }
         }
     }
@@ -107,6 +110,7 @@ impl IncusBackend {
             // No term is below any that is known.
             claim: Some(Claim { runtime_id, owner: self.owner.to_string(), term: 0 }),
             vsock: None,
+            base_alias: None,
         }
     }
 
@@ -199,7 +203,10 @@ pub(crate) fn is_of(view: &InstanceView, runtime_id: &str) -> bool {
 }
 
 fn seen(view: InstanceView) -> Seen {
-    Seen { claim: claim(&view), state: view.state(), vsock: view.vsock(), name: view.name, status: view.status }
+    // Incus notes an image's properties with each instance that is made from it.
+    let base_alias = view.config.get(BASE_ALIAS).cloned();
+    let (claim, state, vsock) = (claim(&view), view.state(), view.vsock());
+    Seen { name: view.name, status: view.status, state, claim, vsock, base_alias }
 }
 
 /// Whose an instance is, by its labels.

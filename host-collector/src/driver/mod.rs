@@ -218,8 +218,8 @@ impl<B: Backend> Driver<B> {
                 let call = self.backend.call(call);
                 self.ops.spawn(async move { Op::Answered(id, call.await) });
             }
-            Effect::Dial { id, instance, transport } => {
-                let dial = self.backend.dial(instance, transport);
+            Effect::Dial { id, instance, way } => {
+                let dial = self.backend.dial(instance, way);
                 self.ops.spawn(async move { Op::Dialled(id, dial.await) });
             }
             Effect::HangUp => {

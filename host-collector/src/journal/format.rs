@@ -2,7 +2,7 @@
 
 use pika_cloud_common::digest::Digest;
 use pika_cloud_common::verdict::{Collection, Outcome};
-use pika_cloud_common::wire::{Notice, Transport};
+use pika_cloud_common::wire::{AgentOrigin, Notice, Transport};
 use pika_cloud_common::{Command, RunResult, State, Status, Timestamp, Verdict};
 use serde::{Deserialize, Serialize, Serializer, ser};
 use serde_json::value::RawValue;
@@ -125,10 +125,13 @@ pub enum HostRecord {
         /// The stream's digest at `after_seq`.
         digest: Digest,
     },
-    /// Sessions come by another way than the last one did.
+    /// Sessions come by another way than the last one did, or are with another agent.
     Session {
-        /// Which.
+        /// Which way.
         transport: Transport,
+        /// Whose agent.
+        #[serde(default)]
+        agent: AgentOrigin,
     },
     /// The guest is about to be asked to start its workload.
     StartSent {

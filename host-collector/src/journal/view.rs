@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use pika_cloud_common::digest::Digest;
 use pika_cloud_common::verdict::{Collection, LastEvent, Outcome};
-use pika_cloud_common::wire::{Cursor, Notice, Transport};
+use pika_cloud_common::wire::{AgentOrigin, Cursor, Notice, Transport};
 use pika_cloud_common::{Command, Event, EventHead, RunResult, State, Status, Timestamp, Verdict};
 use serde::{Deserialize, Serialize};
 
@@ -178,6 +178,9 @@ pub struct View {
     pub agent: Option<String>,
     /// By which way the last session came.
     pub transport: Option<Transport>,
+    /// Whose agent it was with.
+    #[serde(default)]
+    pub agent_origin: Option<AgentOrigin>,
     /// Whether, and when, the guest was asked to start its workload.
     pub start_sent: Option<StartSent>,
     /// When the guest said that it had.
@@ -238,6 +241,7 @@ impl Default for View {
             boot_id: None,
             agent: None,
             transport: None,
+            agent_origin: None,
             start_sent: None,
             accepted_at: None,
             terminal: None,
@@ -381,7 +385,9 @@ impl View {
                 self.boot_id = Some(boot_id.clone());
                 self.agent = Some(agent.clone());
             }
-            HostRecord::Session { transport } => self.transport = Some(*transport),
+            HostRecord::Session { transport, agent } => {
+                (self.transport, self.agent_origin) = (Some(*transport), Some(*agent));
+            }
             HostRecord::StartSent { request_id } => {
                 let stream_id = self.cursor.as_ref().map(|c| c.stream_id.clone()).unwrap_or_default();
                 self.start_sent = Some(StartSent { request_id: request_id.clone(), stream_id, at });

@@ -87,13 +87,16 @@ impl Machine {
         self.deadlines.answer = None;
         match loss {
             // Whether the instance still runs is Incus's to say.
-            SessionLoss::Lost(message) | SessionLoss::NoTransport(message) => {
+            SessionLoss::Lost(message)
+            | SessionLoss::Died(message)
+            | SessionLoss::NoTransport(message)
+            | SessionLoss::NotPut(message) => {
                 self.contact.last_loss = Some(message);
                 self.dial_later(now);
             }
             SessionLoss::NewStream => self.retry.later(now),
             SessionLoss::NoAgent(message) if !self.contact.booted => {
-                let end = EndDecision::failed_to_provide("the image has no usable pika-guest");
+                let end = EndDecision::failed_to_provide("no usable pika-guest is to be had in the guest");
                 self.end(end.because(message), now, actions);
             }
             SessionLoss::Refused(message) => {

@@ -13,6 +13,9 @@ const PROVISION_PATIENCE: Duration = Duration::from_secs(60);
 /// How long a create may go on behind the back of whoever asked for it and did not hear the answer.
 pub(super) const CREATE_SETTLES: Duration = Duration::from_secs(5);
 
+/// What ends a runtime whose instance ended: no agent can be put into one that does not run.
+const STOPPED: &str = "the instance stopped, and there is nothing to salvage from a stopped one";
+
 /// Starts of an instance that stops each time before its agent has answered.
 pub(crate) const MAX_STARTS: u32 = 3;
 
@@ -100,7 +103,7 @@ impl Machine {
                 self.end(EndDecision::died(DeathCause::InstanceGone, "the instance is gone"), now, actions);
             }
             Found::Stopped => {
-                self.end(EndDecision::died(DeathCause::InstanceStopped, "the instance stopped"), now, actions);
+                self.end(EndDecision::died(DeathCause::InstanceStopped, STOPPED), now, actions);
             }
             Found::TakenOver { owner, term } => self.give_up_to(owner, term, actions),
         }

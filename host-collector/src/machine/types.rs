@@ -164,12 +164,16 @@ pub struct CallFailure {
 pub enum SessionLoss {
     /// The connection broke or could not be made.
     Lost(String),
+    /// The agent ended, and its stream with it.
+    Died(String),
     /// This transport cannot be used from here; another one may.
     NoTransport(String),
     /// The guest ended it because a new stream began.
     NewStream,
-    /// The image has no agent.
+    /// The image has no agent, and no other can be had.
     NoAgent(String),
+    /// The guest did not take the host's own agent.
+    NotPut(String),
     /// The agent speaks another version, or refuses this host for good.
     Refused(String),
     /// The guest does not keep the protocol, or cannot read or write its own files.

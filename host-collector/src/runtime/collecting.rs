@@ -30,6 +30,10 @@ const MIN_FINISH: Duration = Duration::from_secs(5);
 /// Sessions that may be lost in one collection.
 const MAX_LOST_SESSIONS: u32 = 8;
 
+/// What a stopped instance comes to: an agent, the image's or ours, runs only in one that runs.
+const NOTHING_TO_SALVAGE: &str =
+    "the instance is stopped: there is nothing to salvage from a stopped one, what it had not sent is not here";
+
 /// A collection that is under way.
 #[derive(Debug)]
 pub(super) struct Collecting {
@@ -208,7 +212,7 @@ impl Core {
             Ok(Found::Running) => self.dial(),
             // Whatever Incus answered, the budget bounds how often it is asked.
             Ok(Found::Error | Found::Changing(_)) | Err(_) => self.collect_later(),
-            Ok(Found::Stopped) => self.came_to_its_end(Some("the instance is stopped".to_owned()), 0),
+            Ok(Found::Stopped) => self.came_to_its_end(Some(NOTHING_TO_SALVAGE.to_owned()), 0),
             Ok(Found::Absent | Found::Foreign | Found::TakenOver { .. }) => {
                 self.came_to_its_end(Some("the instance is gone".to_owned()), 0);
             }
@@ -221,13 +225,21 @@ impl Core {
         collecting.is_stopping = false;
         let given_up = collecting.lost_sessions >= MAX_LOST_SESSIONS;
         match loss {
-            SessionLoss::Lost(_) | SessionLoss::NoTransport(_) | SessionLoss::NewStream if !given_up => {
+            SessionLoss::Lost(_)
+            | SessionLoss::Died(_)
+            | SessionLoss::NoTransport(_)
+            | SessionLoss::NotPut(_)
+            | SessionLoss::NewStream
+                if !given_up =>
+            {
                 self.collect_later();
             }
             SessionLoss::NewStream => self.came_to_its_end(Some("the guest booted again".to_owned()), 0),
             SessionLoss::Lost(problem)
+            | SessionLoss::Died(problem)
             | SessionLoss::NoTransport(problem)
             | SessionLoss::NoAgent(problem)
+            | SessionLoss::NotPut(problem)
             | SessionLoss::Refused(problem)
             | SessionLoss::Broken(problem) => self.came_to_its_end(Some(problem), 0),
         }

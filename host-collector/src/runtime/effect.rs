@@ -1,7 +1,8 @@
 //! What the core asks of its shell, and what it is answered.
 
-use pika_cloud_common::wire::{ArchiveLimits, Entry, HostMessage, Transport};
+use pika_cloud_common::wire::{ArchiveLimits, Entry, HostMessage};
 
+use super::route::Way;
 use crate::incus::VsockAddress;
 use crate::journal::Commit;
 use crate::machine::{CallFailure, Destroyed};
@@ -20,8 +21,8 @@ pub enum Effect {
         id: CallId,
         /// The instance's present name.
         instance: String,
-        /// By which way.
-        transport: Transport,
+        /// By which way, and which agent.
+        way: Way,
     },
     /// Close the stream, if there is one, or forget about the one that is being opened. Nothing waits for that.
     HangUp,
@@ -128,6 +129,8 @@ pub struct Seen {
     pub claim: Option<Claim>,
     /// Where it is found over vsock, if it is a machine that was started.
     pub vsock: Option<VsockAddress>,
+    /// The alias of the image that its own was baked from, where it was baked.
+    pub base_alias: Option<String>,
 }
 
 /// Whose an instance is.

@@ -49,6 +49,7 @@ use logs::LogMarks;
 use route::{Peer, Route};
 
 pub use effect::{Answer, Call, CallId, Claim, Effect, Outputs, Seen, Stored};
+pub use route::{Agent, Way};
 
 /// While more than this waits for the disk, nothing is read from the guest; less, where the spec's `limits.event_bytes` is
 /// less: what is kept is bounded by that and one commit.
@@ -147,7 +148,7 @@ impl Core {
             intake: Intake::default(),
             machine,
             session: None,
-            route: Route::new(spec.incus.instance_type),
+            route: Route::new(&spec, records.view().booted_at.is_some(), records.view().agent_origin),
             peer: Peer::Ours,
             stream: StreamOf::default(),
             collecting: None,
@@ -243,8 +244,7 @@ impl Core {
                     self.peer = address.map_or(Peer::Ours, Peer::Dialled);
                     self.connected();
                 }
-                Err(SessionLoss::NoTransport(message)) => self.no_transport(message),
-                Err(loss) => self.session_lost(loss),
+                Err(loss) => self.session_missed(loss),
             }
             self.settle();
         }

@@ -2,10 +2,10 @@
 
 use pika_cloud_common::request::REQUEST_SCHEMA_VERSION;
 use pika_cloud_common::spec::InstanceType;
-use pika_cloud_common::wire::{Empty, HostMessage, Signal, Start as StartMessage, Transport};
+use pika_cloud_common::wire::{Empty, HostMessage, Signal, Start as StartMessage};
 use pika_cloud_common::{GuestRequest, RuntimeSpec, State};
 
-use super::{Answer, Call, CallId, Core, Effect, Intake, LogMarks, Peer, Seen};
+use super::{Answer, Call, CallId, Core, Effect, Intake, LogMarks, Peer, Route, Seen, Way};
 use crate::incus::InstanceState;
 use crate::journal::HostRecord;
 use crate::machine::{Action, CallFailure, EndDecision, Found, Input, Phase};
@@ -101,14 +101,14 @@ impl Core {
     }
 
     pub(super) fn dial(&mut self) {
-        let transport = self.route.take();
-        self.dial_by(transport);
+        let way = self.route.take();
+        self.dial_by(way);
     }
 
-    pub(super) fn dial_by(&mut self, transport: Transport) {
+    pub(super) fn dial_by(&mut self, way: Way) {
         let id = self.calls.new_id();
         self.calls.dial = Some(id);
-        self.effects.push_back(Effect::Dial { id, instance: self.instance.clone(), transport });
+        self.effects.push_back(Effect::Dial { id, instance: self.instance.clone(), way });
     }
 
     /// A start that still waits for the disk is not sent any more, not in this session and not in the next.
@@ -224,12 +224,13 @@ impl Core {
         self.intake = Intake::default();
         (self.session, self.collecting, self.instance_status, self.gather_until) = (None, None, None, None);
         (self.grace_given, self.peer) = (false, Peer::Ours);
+        self.route = Route::new(&self.spec, false, None);
     }
 
     /// Takes the answer of a call, if anybody still waits for it.
     pub(super) fn answered(&mut self, id: CallId, answer: Answer) {
         match answer {
-            Answer::Looked(looked) if matches!(self.peer, Peer::Asked { id: asked, .. } if asked == id) => {
+            Answer::Looked(looked) if self.peer.waits_for(id) => {
                 self.identified(looked);
             }
             Answer::Looked(looked) => {

@@ -1,76 +1,268 @@
-//! By which way the agent is dialled, and whether it is our machine that answered. Pure.
+//! By which way the agent is dialled, and whose; and whether it is our machine that answered. Pure.
 //!
 //! ```text
 //!              vsock ──no session, three times──► exec ──no session──┐
 //!                ▲                                                   │
 //!                └───────────── a session was had, or lost ◄─────────┘
+//!
+//!   by exec:   the image's agent ──none, or it only dies──► ours, where it was put ──not there──► ours, put in first
 //! ```
 //!
 //! A container has no other way than exec, in which Incus itself names the instance. A virtual machine is dialled over vsock
 //! first, which needs nothing in it but its agent; where that brings no session (no `/dev/vsock` here, another host, an agent
 //! that does not listen), exec is tried in between, which needs Incus's own agent in the machine.
 //!
+//! Whose agent it is `incus.agent` says. Once the guest was heard there is something to lose: an agent that vanished, or dies
+//! again and again, is replaced by ours whatever that says, and the session goes on from the guest's files. What the image has
+//! is left as it is. That there is no agent ends a runtime only where no way is left.
+//!
 //! A context id says nothing of who is behind it: they are given to other machines again. So it is read from Incus before each
 //! dial; the hello says which machine is meant, and an agent of another refuses it; the agent must name the machine that Incus
 //! has under our instance; and Incus is asked once more whether instance and id still belong together. Before that nothing
 //! that the guest says is taken, and nothing but a hello is said to it.
 
+use pika_cloud_common::RuntimeSpec;
 use pika_cloud_common::digest::Digest;
-use pika_cloud_common::spec::InstanceType;
-use pika_cloud_common::wire::Transport;
+use pika_cloud_common::spec::{AgentPolicy, InstanceType};
+use pika_cloud_common::wire::{AgentOrigin, Transport};
 
 use super::{CallId, Seen};
 use crate::incus::{InstanceState, VsockAddress};
+use crate::machine::SessionLoss;
 use crate::session::Opened;
 
 /// Dials over vsock in a row, before exec is tried in between.
 const VSOCK_TRIES: u32 = 3;
 
+/// Streams of the image's agent in a row that ended without a session, or soon after it, before ours takes its place.
+const MAX_DEATHS: u32 = 3;
+
+/// Times in a row that a container could not take our agent. A machine may not have come up that far.
+const MAX_REFUSED_PUTS: u32 = 3;
+
+/// What to do about an image that was to have an agent.
+const WAY_OUT_OF_BAKED: &str =
+    ", and incus.agent is `baked`: bake one in (pika-cloud bake), or set it to `auto`, and the host puts its own in";
+
+/// By which way an agent is dialled, and which one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Way {
+    /// What carries the session.
+    pub transport: Transport,
+    /// What is to answer. Over vsock that is always the image's.
+    pub agent: Agent,
+}
+
+/// An agent that may be dialled.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Agent {
+    /// The image's: it serves, or lies in the guest's `PATH`.
+    Image,
+    /// The host's, which lies where it was put before.
+    Placed,
+    /// The host's, which is put in first.
+    Put,
+}
+
+impl Agent {
+    /// Whose it is.
+    pub fn origin(self) -> AgentOrigin {
+        match self {
+            Self::Image => AgentOrigin::Image,
+            Self::Placed | Self::Put => AgentOrigin::Host,
+        }
+    }
+}
+
 /// By which way.
 #[derive(Debug)]
 pub(super) struct Route {
     is_machine: bool,
+    policy: AgentPolicy,
+    /// The guest was heard in this incarnation, so that there is something to lose.
+    is_heard: bool,
     /// Dials over vsock in a row that brought no session.
     missed: u32,
+    /// What exec runs next.
+    agent: Agent,
+    /// Streams of the image's agent in a row that died.
+    deaths: u32,
+    /// Times in a row that the guest did not take ours.
+    refused_puts: u32,
+    /// Why the image's is not the one.
+    lack: Option<String>,
     /// The way of the last dial.
-    last: Transport,
+    last: Way,
 }
 
 impl Route {
-    pub(super) fn new(kind: InstanceType) -> Self {
-        Self { is_machine: kind == InstanceType::VirtualMachine, missed: 0, last: Transport::Exec }
-    }
-
-    /// Whether there is more than one.
-    pub(super) fn has_choice(&self) -> bool {
-        self.is_machine
+    /// For an incarnation: whether its guest was heard before, and with whose agent.
+    pub(super) fn new(spec: &RuntimeSpec, is_heard: bool, origin: Option<AgentOrigin>) -> Self {
+        let policy = spec.incus.agent;
+        let is_ours = origin == Some(AgentOrigin::Host) || policy == AgentPolicy::Inject;
+        let is_machine = spec.incus.instance_type == InstanceType::VirtualMachine;
+        let agent = if is_ours { Agent::Placed } else { Agent::Image };
+        Self {
+            is_machine,
+            policy,
+            is_heard,
+            missed: if is_ours { VSOCK_TRIES } else { 0 },
+            agent,
+            deaths: 0,
+            refused_puts: 0,
+            lack: None,
+            last: Way { transport: Transport::Exec, agent },
+        }
     }
 
     /// The way that is taken now.
-    pub(super) fn take(&mut self) -> Transport {
-        self.last = if self.is_machine && self.missed < VSOCK_TRIES { Transport::Vsock } else { Transport::Exec };
+    pub(super) fn take(&mut self) -> Way {
+        if self.has_vsock() && self.missed < VSOCK_TRIES {
+            self.last = Way { transport: Transport::Vsock, agent: Agent::Image };
+            return self.last;
+        }
+        self.take_exec()
+    }
+
+    fn take_exec(&mut self) -> Way {
+        self.last = Way { transport: Transport::Exec, agent: self.agent };
         self.last
     }
 
     /// The one that was taken last.
-    pub(super) fn last(&self) -> Transport {
+    pub(super) fn last(&self) -> Way {
         self.last
     }
 
-    /// It brought no session.
-    pub(super) fn missed(&mut self) {
-        // Exec has had its turn then.
-        self.missed = if self.last == Transport::Vsock { self.missed + 1 } else { 0 };
+    fn has_vsock(&self) -> bool {
+        self.is_machine && self.policy != AgentPolicy::Inject
     }
 
-    /// It cannot be taken from here at all.
-    pub(super) fn is_closed(&mut self) {
-        self.missed = if self.last == Transport::Vsock { VSOCK_TRIES } else { 0 };
+    /// Whether ours may take the place of the image's.
+    fn may_put(&self) -> bool {
+        self.is_heard || self.policy != AgentPolicy::Baked
+    }
+
+    /// A dial brought no session: another way that is taken at once, or why there is none.
+    pub(super) fn missed(&mut self, loss: SessionLoss) -> Result<Way, SessionLoss> {
+        if self.last.transport == Transport::Vsock {
+            return self.missed_vsock(loss);
+        }
+        let next = match (self.last.agent, loss) {
+            (Agent::Image, SessionLoss::NoAgent(lack)) if self.may_put() => self.turn_to_ours(lack),
+            (Agent::Image, SessionLoss::NoAgent(lack)) => Err(SessionLoss::NoAgent(lack + WAY_OUT_OF_BAKED)),
+            (Agent::Image, SessionLoss::Refused(lack)) if self.is_heard => self.turn_to_ours(lack),
+            (Agent::Placed, SessionLoss::NoAgent(_)) => {
+                self.agent = Agent::Put;
+                Ok(self.take_exec())
+            }
+            (Agent::Placed | Agent::Put, loss) => Err(self.without_ours(loss)),
+            (Agent::Image, loss) => {
+                self.count_death(&loss);
+                Err(loss)
+            }
+        };
+        if next.is_err() {
+            // Exec has had its turn then.
+            self.missed = 0;
+        }
+        next.map_err(|loss| match loss {
+            // A machine's agent may be served all the same, over vsock.
+            SessionLoss::NoAgent(message) if self.has_vsock() => SessionLoss::Lost(message),
+            SessionLoss::NoTransport(message) => SessionLoss::Lost(message),
+            loss => loss,
+        })
+    }
+
+    fn missed_vsock(&mut self, loss: SessionLoss) -> Result<Way, SessionLoss> {
+        if let SessionLoss::NoTransport(_) = loss {
+            // It cannot be taken from here at all.
+            self.missed = VSOCK_TRIES;
+            return Ok(self.take());
+        }
+        self.missed += 1;
+        match loss {
+            SessionLoss::Refused(lack) if self.is_heard => {
+                self.missed = VSOCK_TRIES;
+                self.turn_to_ours(lack)
+            }
+            loss => {
+                self.count_death(&loss);
+                Err(loss)
+            }
+        }
+    }
+
+    fn turn_to_ours(&mut self, lack: String) -> Result<Way, SessionLoss> {
+        (self.lack, self.agent, self.deaths) = (Some(lack), Agent::Placed, 0);
+        Ok(self.take_exec())
+    }
+
+    /// The image's agent may have died: once may be anything's fault.
+    fn count_death(&mut self, loss: &SessionLoss) {
+        let SessionLoss::Died(message) = loss else { return };
+        self.deaths += 1;
+        if self.deaths >= MAX_DEATHS && self.may_put() {
+            (self.lack, self.agent, self.deaths) = (Some(message.clone()), Agent::Placed, 0);
+            self.missed = VSOCK_TRIES;
+        }
+    }
+
+    /// Ours brought no session either.
+    fn without_ours(&mut self, loss: SessionLoss) -> SessionLoss {
+        match loss {
+            // What lies there may be damaged: it is put in anew, the next time.
+            SessionLoss::Died(message) => {
+                self.agent = Agent::Put;
+                SessionLoss::Died(message)
+            }
+            SessionLoss::NotPut(message) => {
+                self.refused_puts += 1;
+                let message = self.with_lack(message);
+                if self.is_machine || self.refused_puts < MAX_REFUSED_PUTS {
+                    return SessionLoss::Lost(message);
+                }
+                SessionLoss::NoAgent(message)
+            }
+            SessionLoss::NoAgent(message) => {
+                let message = self.with_lack(message);
+                // Whatever comes next begins with what the image has by then.
+                if self.policy != AgentPolicy::Inject {
+                    self.agent = Agent::Image;
+                }
+                SessionLoss::NoAgent(message)
+            }
+            loss => loss,
+        }
+    }
+
+    /// What the image lacks comes first: that is what its maker can mend.
+    fn with_lack(&self, message: String) -> String {
+        match &self.lack {
+            Some(lack) => format!("{lack}; and {message}"),
+            None => message,
+        }
     }
 
     /// A session was had.
     pub(super) fn opened(&mut self) {
-        self.missed = 0;
+        (self.is_heard, self.refused_puts) = (true, 0);
+        match self.last.agent {
+            Agent::Image => self.missed = 0,
+            Agent::Placed | Agent::Put => {
+                // What answered once is dialled first from now on.
+                (self.agent, self.missed) = (Agent::Placed, VSOCK_TRIES);
+            }
+        }
+    }
+
+    /// A session was lost. One that held for long was a good one, whatever ended it.
+    pub(super) fn lost(&mut self, loss: &SessionLoss, held: bool) {
+        if held {
+            self.deaths = 0;
+        } else if self.last.agent == Agent::Image {
+            self.count_death(loss);
+        }
     }
 }
 
@@ -90,6 +282,13 @@ pub(super) enum Peer {
         /// Its hello, which counts only then.
         opened: Box<Opened>,
     },
+    /// Nobody any more: its agent does not fit. Incus is being asked what its image was baked from.
+    Unfit {
+        /// The call.
+        id: CallId,
+        /// Why not.
+        message: String,
+    },
 }
 
 impl Peer {
@@ -97,13 +296,18 @@ impl Peer {
     pub(super) fn machine(&self) -> Option<Digest> {
         match self {
             Self::Dialled(address) => Some(Digest::of(address.machine_uuid.as_bytes())),
-            Self::Ours | Self::Asked { .. } => None,
+            Self::Ours | Self::Asked { .. } | Self::Unfit { .. } => None,
         }
     }
 
     /// Whether nothing is taken from it for now.
     pub(super) fn is_asked(&self) -> bool {
         matches!(self, Self::Asked { .. })
+    }
+
+    /// Whether that call is about it.
+    pub(super) fn waits_for(&self, call: CallId) -> bool {
+        matches!(self, Self::Asked { id, .. } | Self::Unfit { id, .. } if *id == call)
     }
 }
 
@@ -123,40 +327,4 @@ pub(super) fn is_still_at(address: &VsockAddress, seen: &Seen) -> bool {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_container_has_one_way() {
-        let mut route = Route::new(InstanceType::Container);
-        for _ in 0..10 {
-            assert_eq!(route.take(), Transport::Exec);
-            route.missed();
-        }
-    }
-
-    #[test]
-    fn a_machine_is_dialled_over_vsock_and_sometimes_by_exec() {
-        let mut route = Route::new(InstanceType::VirtualMachine);
-        let ways: Vec<_> = (0..9)
-            .map(|_| {
-                let way = route.take();
-                route.missed();
-                way
-            })
-            .collect();
-        let (vsock, exec) = (Transport::Vsock, Transport::Exec);
-        assert_eq!(ways, [vsock, vsock, vsock, exec, vsock, vsock, vsock, exec, vsock]);
-    }
-
-    /// A session by exec is none for ever: the next one is tried over vsock again.
-    #[test]
-    fn after_a_session_vsock_comes_first() {
-        let mut route = Route::new(InstanceType::VirtualMachine);
-        assert_eq!(route.take(), Transport::Vsock);
-        route.is_closed();
-        assert_eq!(route.take(), Transport::Exec);
-        route.opened();
-        assert_eq!(route.take(), Transport::Vsock);
-    }
-}
+mod tests;

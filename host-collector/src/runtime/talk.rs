@@ -6,7 +6,7 @@ use pika_cloud_common::digest::Digest;
 use pika_cloud_common::wire::{Ack, EndReason, Entry, ErrorCode, Notice, SessionError};
 
 use super::commit::Batch;
-use super::route::{Peer, is_still_at, stranger};
+use super::route::{Peer, Way, is_still_at, stranger};
 use super::{Call, Core, Effect, Outputs, Seen};
 use crate::journal::HostRecord;
 use crate::machine::{CallFailure, Found, Guest, Input, SessionLoss};
@@ -43,28 +43,42 @@ impl Core {
         self.send(hello);
     }
 
-    /// This way cannot be taken from here; where there is another, that is no loss.
-    pub(super) fn no_transport(&mut self, message: String) {
-        let closed = self.route.last();
-        self.route.is_closed();
-        let next = self.route.take();
-        if next == closed {
-            return self.session_lost(SessionLoss::Lost(message));
+    /// A dial brought no session: by this way and with this agent there is none to be had. Where there is another, that is no
+    /// loss.
+    pub(super) fn session_missed(&mut self, loss: SessionLoss) {
+        let next = self.route.missed(loss);
+        self.hang_up();
+        match next {
+            Ok(way) => self.dial_by(way),
+            Err(SessionLoss::Refused(message)) => self.unfit(message),
+            Err(loss) => self.no_session(loss),
         }
-        self.dial_by(next);
     }
 
-    /// There is no session any more, or there was none to be had.
+    /// There is no session any more, or none that began.
     pub(super) fn session_lost(&mut self, loss: SessionLoss) {
         if !self.has_session() {
-            self.route.missed();
+            return self.session_missed(loss);
         }
+        let held = self.session.as_ref().is_some_and(|session| session.has_held(self.now.mono));
+        self.route.lost(&loss, held);
         self.hang_up();
-        let loss = match loss {
-            // A machine's agent may be served all the same, over vsock.
-            SessionLoss::NoAgent(message) if self.route.has_choice() => SessionLoss::Lost(message),
+        self.no_session(match loss {
+            // It was there a moment ago.
+            SessionLoss::NoAgent(message) => SessionLoss::Lost(message),
             loss => loss,
-        };
+        });
+    }
+
+    /// The agent does not fit. What to bake the image from anew is Incus's to say.
+    fn unfit(&mut self, message: String) {
+        let id = self.calls.new_id();
+        self.peer = Peer::Unfit { id, message };
+        self.effects.push_back(Effect::Call(id, Call::Look { instance: self.instance.clone(), search: false }));
+    }
+
+    /// Nothing is left to be tried for now.
+    fn no_session(&mut self, loss: SessionLoss) {
         if self.collecting.is_some() {
             self.collecting_lost(loss);
         } else {
@@ -185,16 +199,24 @@ impl Core {
                 self.effects.push_back(Effect::Call(id, Call::Look { instance: self.instance.clone(), search: false }));
                 Taken::Nothing
             }
-            Peer::Ours | Peer::Asked { .. } => {
+            Peer::Ours | Peer::Asked { .. } | Peer::Unfit { .. } => {
                 self.opened(opened);
                 Taken::More
             }
         }
     }
 
-    /// Incus said whether the machine that answered is still our instance's.
+    /// Incus said what it has of the instance whose agent answered.
     pub(super) fn identified(&mut self, looked: Result<Option<Seen>, CallFailure>) {
-        let Peer::Asked { address, opened, .. } = std::mem::take(&mut self.peer) else { return };
+        let (address, opened) = match std::mem::take(&mut self.peer) {
+            Peer::Asked { address, opened, .. } => (address, opened),
+            Peer::Unfit { message, .. } => {
+                let base = looked.ok().flatten().and_then(|seen| seen.base_alias);
+                let message = format!("{message}: {}", bake_again(base.as_deref(), &self.spec.incus.image_alias));
+                return self.no_session(SessionLoss::Refused(message));
+            }
+            Peer::Ours | Peer::Dialled(_) => return,
+        };
         let is_it = matches!(&looked, Ok(Some(seen)) if is_still_at(&address, seen));
         if is_it && looked.map(|seen| self.found(seen)) == Ok(Found::Running) {
             self.opened(*opened);
@@ -202,16 +224,17 @@ impl Core {
             return self.take_messages(&mut Nowhere);
         }
         let message = format!("CID {} is not known to be this instance's any more", address.cid);
-        self.session_lost(SessionLoss::Lost(message));
+        self.session_missed(SessionLoss::Lost(message));
     }
 
     /// Writes down which stream it is, and tells the machine.
     fn opened(&mut self, opened: Opened) {
         let Opened { hello, new_stream } = opened;
         self.route.opened();
-        let transport = self.route.last();
-        if self.records.view().transport != Some(transport) {
-            self.intake.document(&mut self.records, HostRecord::Session { transport }, self.now);
+        let Way { transport, agent } = self.route.last();
+        let (view, agent) = (self.records.view(), agent.origin());
+        if (view.transport, view.agent_origin) != (Some(transport), Some(agent)) {
+            self.intake.document(&mut self.records, HostRecord::Session { transport, agent }, self.now);
         }
         let view = self.records.view();
         let ours = hello.request_id.as_deref() == Some(self.request_id().as_str());
@@ -316,6 +339,17 @@ impl Core {
             | ErrorCode::Unknown => self.session_lost(SessionLoss::Broken(error.message)),
         }
     }
+}
+
+/// What mends an image whose agent is of another release.
+fn bake_again(base: Option<&str>, alias: &str) -> String {
+    let from = base.filter(|base| is_alias(base)).unwrap_or("BASE");
+    format!("bake the image again with an agent of this release (pika-cloud bake --from {from} --to {alias})")
+}
+
+/// Whether what an image says is its base can be shown as a word of a command.
+fn is_alias(text: &str) -> bool {
+    (1..=256).contains(&text.len()) && text.chars().all(|c| c.is_ascii_alphanumeric() || "-_./:+".contains(c))
 }
 
 /// Whether a refusal says nothing against the guest: the next session may go better.

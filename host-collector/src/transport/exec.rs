@@ -181,24 +181,53 @@ async fn read_bounded(stdout: &mut WebSocketHalf) -> Result<Vec<u8>, RunError> {
     if output.len() > MAX_OUTPUT_BYTES { Err(RunError::TooMuch) } else { Ok(output) }
 }
 
-/// Starts the agent's stream in a running instance.
+/// Starts the stream of the image's agent in a running instance.
 ///
 /// # Errors
 /// Where Incus cannot run it; an agent that is missing shows only later, in [`Explain::explain`].
 pub(crate) async fn dial_exec(client: &Client, project: &str, instance: &str) -> Result<Link, Error> {
-    let Exec { input, output, end } = Exec::start(client, project, instance, &COMMAND).await?;
-    Ok(Link { reader: Box::new(output), writer: Box::new(input), diagnosis: Box::new(end), vsock: None })
+    Ok(Exec::start(client, project, instance, &COMMAND).await?.into_link(StreamOf::Image))
 }
 
-impl Explain for ExecEnd {
+/// Whose agent a stream is of.
+#[derive(Clone, Copy)]
+pub(crate) enum StreamOf {
+    /// The image's.
+    Image,
+    /// The host's own.
+    Host,
+}
+
+impl Exec {
+    /// A program that is an agent's stream.
+    pub(crate) fn into_link(self, of: StreamOf) -> Link {
+        let Self { input, output, end } = self;
+        let diagnosis = Box::new(StreamEnd { end, of });
+        Link { reader: Box::new(output), writer: Box::new(input), diagnosis, vsock: None }
+    }
+}
+
+/// Why an agent's stream ended.
+struct StreamEnd {
+    end: ExecEnd,
+    of: StreamOf,
+}
+
+impl Explain for StreamEnd {
     fn explain(&self) -> Pin<Box<dyn Future<Output = SessionLoss> + Send + '_>> {
         Box::pin(async move {
-            match self.code().await {
-                Some(code) if is_absent(code) => SessionLoss::NoAgent(format!(
+            let code = self.end.code().await;
+            match (code, self.of) {
+                (Some(code), StreamOf::Image) if is_absent(code) => SessionLoss::NoAgent(format!(
                     "exec of `pika-guest stream` ended with {code}: the image has no agent at a place in its PATH"
                 )),
-                Some(code) => SessionLoss::Lost(format!("the agent's stream ended with {code}: {}", self.errors())),
-                None => SessionLoss::Lost(format!("the agent's stream ended: {}", self.errors())),
+                (Some(code), StreamOf::Host) if is_absent(code) => SessionLoss::NoAgent(format!(
+                    "the host's own pika-guest does not lie in the guest, or does not run there (exit code {code})"
+                )),
+                (Some(code), _) => {
+                    SessionLoss::Died(format!("the agent's stream ended with {code}: {}", self.end.errors()))
+                }
+                (None, _) => SessionLoss::Lost(format!("the agent's stream ended: {}", self.end.errors())),
             }
         })
     }

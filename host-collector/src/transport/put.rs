@@ -29,7 +29,7 @@ const VERSION_TIMEOUT: Duration = Duration::from_secs(10);
 const MAX_SHOWN_CHARS: usize = 300;
 
 /// Puts standard input at `$1`, of `$2` bytes. Every command is one that busybox has as well. NixOS has no others in Incus's
-/// own `PATH`. The shell itself tells which file it could not make, and why.
+/// own `PATH`. The shell itself tells which file it could not make, and why. Where nothing may be run, nothing is left.
 const SCRIPT: &str = r#"
 PATH=$PATH:/run/current-system/sw/bin
 fail() { echo "$1" >&2; exit 1; }
@@ -45,7 +45,9 @@ set -C
 cat >"$new" || fail "$new could not be written"
 size=$(wc -c <"$new")
 [ "$size" -eq "$2" ] || fail "$size of $2 bytes came"
-chmod 0755 "$new" && mv -f "$new" "$1" || exit 1
+chmod 0755 "$new" || exit 1
+said=$("$new" version 2>&1) || fail "it does not run there: $said"
+mv -f "$new" "$1"
 "#;
 
 /// What an agent says of itself, with `pika-guest version --json`.
@@ -137,9 +139,14 @@ pub enum PutError {
 }
 
 impl PutError {
-    /// Whether another place in the guest, or another time, cannot help.
+    /// Whether nothing in the guest, and no other time, can help.
     pub(crate) fn is_final(&self) -> bool {
         matches!(self, Self::NoShell { .. })
+    }
+
+    /// Whether another place in the same guest may do.
+    pub(crate) fn is_of_the_place(&self) -> bool {
+        matches!(self, Self::NotStored { .. } | Self::NotRunning { .. } | Self::Another { .. })
     }
 
     fn of(instance: &str, what: String, error: RunError) -> Self {

@@ -143,7 +143,7 @@ struct Ended;
 
 impl Explain for Ended {
     fn explain(&self) -> Pin<Box<dyn Future<Output = SessionLoss> + Send + '_>> {
-        Box::pin(std::future::ready(SessionLoss::Lost("the agent's stream over vsock ended".to_owned())))
+        Box::pin(std::future::ready(SessionLoss::Died("the agent's stream over vsock ended".to_owned())))
     }
 }
 

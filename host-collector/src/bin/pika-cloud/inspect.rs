@@ -22,6 +22,7 @@ pub(crate) async fn inspect(cloud: &Cloud, id: &str, json: bool) -> Result<ExitC
         "instance_status": found.instance_status,
         "transport": view.transport,
         "agent": view.agent,
+        "agent_origin": view.agent_origin,
         "stream_id": view.cursor.as_ref().map(|cursor| &cursor.stream_id),
         "last_seq": view.cursor.as_ref().map(|cursor| cursor.seq),
         "last_event": view.last_event(),

@@ -40,7 +40,9 @@ impl Fake {
             }
         });
         let clock = Arc::new(HostClock::open().unwrap());
-        let backend = IncusBackend { client: Client::unix(path), spec: Arc::new(spec()), owner: "me".into(), clock };
+        let agent = AgentSource::find(None);
+        let (client, spec, owner) = (Client::unix(path), Arc::new(spec()), "me".into());
+        let backend = IncusBackend { client, spec, owner, clock, agent };
         Self { backend, asked, _folder: folder }
     }
 

@@ -3,6 +3,7 @@
 mod asking;
 mod collecting;
 mod late;
+mod salvage;
 mod saying;
 mod vsock;
 
@@ -94,9 +95,14 @@ impl Shell {
                     Call::Look { .. } | Call::Console { .. } => unreachable!("told apart above"),
                 }
             }
-            Effect::Dial { id, instance, transport } => {
+            Effect::Dial { id, instance, way } => {
                 self.dial = id;
-                let way = if transport == Transport::Exec { "" } else { " over vsock" };
+                let way = match (way.transport, way.agent) {
+                    (Transport::Vsock, _) => " over vsock",
+                    (Transport::Exec, Agent::Image) => "",
+                    (Transport::Exec, Agent::Placed) => " where ours lies",
+                    (Transport::Exec, Agent::Put) => " with ours put in",
+                };
                 format!("dial {instance}{way}")
             }
             Effect::HangUp => "hang up".to_owned(),
@@ -288,7 +294,8 @@ fn claim() -> Claim {
 }
 
 fn seen(state: InstanceState) -> Seen {
-    Seen { name: "pika-7".to_owned(), status: format!("{state:?}"), state, claim: Some(claim()), vsock: None }
+    let (name, status) = ("pika-7".to_owned(), format!("{state:?}"));
+    Seen { name, status, state, claim: Some(claim()), vsock: None, base_alias: None }
 }
 
 fn running() -> Seen {

@@ -1,6 +1,7 @@
 //! Machines that are dialled over vsock: by a number that may be another's, and by another way where that does not work.
 
 use pika_cloud_common::digest::Digest;
+use pika_cloud_common::spec::AgentPolicy;
 
 use super::*;
 use crate::incus::VsockAddress;
@@ -23,7 +24,11 @@ fn at(cid: u32) -> Seen {
 
 /// Its instance was started, and is dialled.
 fn dialling() -> Shell {
-    let mut shell = Shell::new(machine());
+    dialling_of(machine())
+}
+
+fn dialling_of(spec: RuntimeSpec) -> Shell {
+    let mut shell = Shell::new(spec);
     shell.settled();
     shell.looked(None);
     shell.settled();
@@ -127,7 +132,9 @@ fn exec_is_tried_where_vsock_does_not_work() {
 /// An agent that does not listen may be run by exec; one that exec does not find may still come to listen.
 #[test]
 fn ways_that_bring_no_session_take_turns() {
-    let mut shell = dialling();
+    let mut spec = machine();
+    spec.incus.agent = AgentPolicy::Baked;
+    let mut shell = dialling_of(spec);
     let mut ways = Vec::new();
     for _ in 0..8 {
         let by_exec = ways.last().is_some_and(|way| way == "dial pika-7");

@@ -6,6 +6,9 @@ use std::process::{Command, Output, Stdio};
 
 use super::*;
 
+/// What may be run, as an agent may.
+const AGENT: &[u8] = b"exit 0";
+
 /// The script, run here as it is run in a guest.
 fn put(path: &Path, bytes: &[u8], size: usize) -> Output {
     let mut command = Command::new("/bin/sh");
@@ -27,9 +30,9 @@ fn names(folder: &Path) -> Vec<String> {
 fn what_was_sent_is_there_and_can_be_run_by_everybody() {
     let scratch = tempfile::tempdir().unwrap();
     let path = scratch.path().join("a/b/pika-guest");
-    let output = put(&path, b"agent", 5);
+    let output = put(&path, AGENT, AGENT.len());
     assert!(output.status.success(), "{output:?}");
-    assert_eq!(fs::read(&path).unwrap(), b"agent");
+    assert_eq!(fs::read(&path).unwrap(), AGENT);
     for path in [&path, path.parent().unwrap(), &scratch.path().join("a")] {
         assert_eq!(fs::metadata(path).unwrap().permissions().mode() & 0o777, 0o755);
     }
@@ -41,20 +44,20 @@ fn what_was_sent_is_there_and_can_be_run_by_everybody() {
 fn a_part_of_it_replaces_nothing() {
     let scratch = tempfile::tempdir().unwrap();
     let path = scratch.path().join("pika-guest");
-    assert!(put(&path, b"first", 5).status.success());
-    let output = put(&path, b"sec", 6);
+    assert!(put(&path, AGENT, AGENT.len()).status.success());
+    let output = put(&path, b"exi", 6);
     assert!(!output.status.success());
     assert!(String::from_utf8_lossy(&output.stderr).contains("3 of 6 bytes came"), "{output:?}");
-    assert_eq!((fs::read(&path).unwrap(), names(scratch.path())), (b"first".to_vec(), vec!["pika-guest".to_owned()]));
-    assert!(put(&path, b"second", 6).status.success());
-    assert_eq!(fs::read(&path).unwrap(), b"second");
+    assert_eq!((fs::read(&path).unwrap(), names(scratch.path())), (AGENT.to_vec(), vec!["pika-guest".to_owned()]));
+    assert!(put(&path, b"exit 0 # newer", 14).status.success());
+    assert_eq!(fs::read(&path).unwrap(), b"exit 0 # newer");
 }
 
 #[test]
 fn what_an_earlier_put_left_that_was_killed_is_removed() {
     let scratch = tempfile::tempdir().unwrap();
     fs::write(scratch.path().join(".pika-guest.7"), "half").unwrap();
-    assert!(put(&scratch.path().join("pika-guest"), b"agent", 5).status.success());
+    assert!(put(&scratch.path().join("pika-guest"), AGENT, AGENT.len()).status.success());
     assert_eq!(names(scratch.path()), ["pika-guest"]);
 }
 
@@ -68,27 +71,36 @@ fn what_lies_at_the_path_is_not_written_to() {
     symlink(at("nowhere"), at("broken")).unwrap();
     assert!(Command::new("mkfifo").arg(at("fifo")).status().unwrap().success());
     for name in ["link", "broken", "fifo"] {
-        let output = put(&at(name), b"agent", 5);
+        let output = put(&at(name), AGENT, AGENT.len());
         assert!(output.status.success(), "{name}: {output:?}");
         assert!(fs::symlink_metadata(at(name)).unwrap().is_file(), "{name}");
-        assert_eq!(fs::read(at(name)).unwrap(), b"agent", "{name}");
+        assert_eq!(fs::read(at(name)).unwrap(), AGENT, "{name}");
     }
     assert_eq!(fs::read(at("elsewhere")).unwrap(), b"precious");
     assert!(!at("nowhere").exists());
     fs::create_dir(at("folder")).unwrap();
-    let output = put(&at("folder"), b"agent", 5);
+    let output = put(&at("folder"), AGENT, AGENT.len());
     assert!(String::from_utf8_lossy(&output.stderr).contains("is a folder"), "{output:?}");
     symlink(scratch.path(), at("linked")).unwrap();
-    let output = put(&at("linked").join("pika-guest"), b"agent", 5);
+    let output = put(&at("linked").join("pika-guest"), AGENT, AGENT.len());
     assert!(String::from_utf8_lossy(&output.stderr).contains("no folder of root's own"), "{output:?}");
     assert!(!at("pika-guest").exists());
     // A file where the folder should be.
-    assert!(!put(&at("elsewhere/pika-guest"), b"agent", 5).status.success());
+    assert!(!put(&at("elsewhere/pika-guest"), AGENT, AGENT.len()).status.success());
+}
+
+/// Where a file system forbids to run anything, or the kernel cannot: the next place is tried.
+#[test]
+fn what_does_not_run_is_not_left_there() {
+    let scratch = tempfile::tempdir().unwrap();
+    let output = put(&scratch.path().join("pika-guest"), b"exit 3", 6);
+    assert!(String::from_utf8_lossy(&output.stderr).contains("does not run there"), "{output:?}");
+    assert_eq!(names(scratch.path()), [""; 0]);
 }
 
 #[test]
 fn the_disk_that_is_full_is_told() {
-    let output = put(Path::new("/dev/full/pika-guest"), b"agent", 5);
+    let output = put(Path::new("/dev/full/pika-guest"), AGENT, AGENT.len());
     assert!(!output.status.success() && !output.stderr.is_empty());
 }
 
