@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use pika_cloud_common::Verdict;
 use pika_cloud_common::spec::SpecError;
 
+use crate::bake::Staleness;
 use crate::journal::JournalError;
 use crate::state_dir::StateDirError;
 
@@ -41,6 +42,14 @@ pub enum Error {
         found: String,
         /// What the spec asks for.
         wanted: &'static str,
+    },
+    /// The agent in the image and this host do not understand each other. Nothing was touched.
+    #[error("image `{alias}`: {staleness}: bake it anew ({})", staleness.mend(alias))]
+    ImageAgent {
+        /// The image's alias.
+        alias: String,
+        /// What is wrong with it.
+        staleness: Staleness,
     },
     /// A source of a mount is not on this host. Nothing was touched.
     #[error("mounts[{index}].source: {} is no folder on this host: make it, or correct the path", path.display())]

@@ -1,4 +1,4 @@
-//! Whether the agent in an image is one that this host can talk to, and the one that a bake would put in today. Pure: it judges
+//! Whether the agent in an image is one that this host can talk to, and the one that a bake would put in today, by
 //! what the image's properties say.
 
 use std::fmt;
@@ -8,9 +8,10 @@ use pika_cloud_common::wire::PROTOCOL;
 
 use super::{
     PROPERTY_AGENT_DIGEST, PROPERTY_AGENT_VERSION, PROPERTY_BAKE, PROPERTY_BASE_ALIAS, PROPERTY_BASE_FINGERPRINT,
-    PROPERTY_PROTOCOL, PROPERTY_SCHEMA_VERSION,
+    PROPERTY_PROTOCOL, PROPERTY_SCHEMA_VERSION, digest_text,
 };
-use crate::incus::Image;
+use crate::cloud::Cloud;
+use crate::incus::{Error, Image};
 
 /// What is wrong with the agent in a baked image.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -72,9 +73,51 @@ impl fmt::Display for Staleness {
     }
 }
 
+/// A baked image whose agent, or base, is not what it could be.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StaleImage {
+    /// Its project.
+    pub project: String,
+    /// Its first alias, or its fingerprint where it has none.
+    pub name: String,
+    /// What is wrong with it.
+    pub staleness: Staleness,
+}
+
+impl Cloud {
+    /// Every baked image with a name that this client may see and that should be baked anew.
+    ///
+    /// # Errors
+    /// Where Incus does not answer.
+    pub async fn stale_images(&self) -> Result<Vec<StaleImage>, Error> {
+        let mut stale = Vec::new();
+        for project in self.incus().projects().await? {
+            for image in self.incus().images(&project).await? {
+                let Some(name) = image.aliases.first().map(|alias| alias.name.clone()) else { continue };
+                let found = self.staleness(&project, &image).await?;
+                stale.extend(found.into_iter().map(|staleness| StaleImage {
+                    project: project.clone(),
+                    name: name.clone(),
+                    staleness,
+                }));
+            }
+        }
+        Ok(stale)
+    }
+
+    /// What is wrong with the agent in an image, beginning with the worst.
+    pub(crate) async fn staleness(&self, project: &str, image: &Image) -> Result<Vec<Staleness>, Error> {
+        let Some(base) = image.properties.get(PROPERTY_BASE_ALIAS) else { return Ok(Vec::new()) };
+        let base_now = self.incus().alias(project, base).await?.map(|alias| alias.target);
+        // Where the host has none of its own, the image's is as good as any.
+        let own = self.agent().load(&image.architecture).ok().map(|agent| digest_text(agent.digest));
+        Ok(judge(image, base_now.as_deref(), own.as_deref()))
+    }
+}
+
 /// Judges a baked image; nothing is found in one that was not baked. `base_now` is the fingerprint that its base alias points to,
 /// `own_digest` that of the host's own agent for its architecture, where there is one.
-pub fn judge(image: &Image, base_now: Option<&str>, own_digest: Option<&str>) -> Vec<Staleness> {
+fn judge(image: &Image, base_now: Option<&str>, own_digest: Option<&str>) -> Vec<Staleness> {
     let get = |key: &str| image.properties.get(key).cloned().unwrap_or_default();
     let mut found = Vec::new();
     if !image.properties.contains_key(PROPERTY_BAKE) {

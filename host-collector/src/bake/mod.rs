@@ -46,7 +46,7 @@
 
 mod baker;
 mod error;
-pub(crate) mod freshness;
+mod freshness;
 mod guest;
 mod install;
 mod order;
@@ -57,7 +57,7 @@ pub(crate) mod tidy;
 use pika_cloud_common::digest::Digest;
 
 pub use error::BakeError;
-pub use freshness::Staleness;
+pub use freshness::{StaleImage, Staleness};
 pub use order::{Bake, BakeFile, NotABakeFile};
 pub use probe::Init;
 

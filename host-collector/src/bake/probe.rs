@@ -18,7 +18,7 @@ echo done=1
 pub enum Init {
     /// systemd, by units.
     Systemd,
-    /// OpenRC, by a service script, whatever its first process is.
+    /// `OpenRC`, by a service script, whatever its first process is.
     OpenRc,
     /// The init of busybox, by a line of its inittab.
     Busybox,
@@ -33,7 +33,7 @@ impl Init {
             Self::Systemd => "systemd",
             Self::OpenRc => "OpenRC",
             Self::Busybox => "busybox's init",
-            Self::None => "no init that is known",
+            Self::None => "exec alone",
         }
     }
 }

@@ -91,6 +91,11 @@ pub(crate) fn look(state: &StateDir, bake: &str) -> Option<(Record, bool)> {
     Some((read(&folder)?, folder.driver().is_some()))
 }
 
+/// Whether somebody is at a bake, whatever is written of it.
+pub(crate) fn lives(state: &StateDir, bake: &str) -> bool {
+    RuntimeFolder::new(&bakes_path(state), bake).driver().is_some()
+}
+
 impl Held {
     /// Writes a new bake down, durably, and holds it.
     pub(crate) fn begin(state: &StateDir, project: &str, to: &str) -> Result<Self, StateDirError> {
@@ -191,7 +196,7 @@ mod tests {
         let state = StateDir::open(folder.path()).unwrap();
         let mut held = Held::begin(&state, "default", "ci").unwrap();
         let bake = held.record().bake.clone();
-        assert_eq!(list(&state), [bake.clone()]);
+        assert_eq!(list(&state), std::slice::from_ref(&bake));
         assert!(Held::take(&state, &bake).unwrap().is_none(), "it lives");
         held.publishing(None).unwrap();
         held.publishing(Some("/1.0/operations/x".to_owned())).unwrap();

@@ -120,7 +120,7 @@ pub(crate) async fn tidy(client: &Client, owner: &str, held: Held, limit: Durati
         for step in &steps {
             match step {
                 Step::EndBuilder => {
-                    end_builder(client, &record.project, &record.builder(), &record.bake, owner).await?
+                    end_builder(client, &record.project, &record.builder(), &record.bake, owner).await?;
                 }
                 Step::DeleteImage(fingerprint) => {
                     delete_image(client, &record.project, fingerprint).await?;

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use pika_cloud_common::spec::{difference, hash};
+use pika_cloud_common::spec::{AgentPolicy, difference, hash};
 use pika_cloud_common::{RuntimeSpec, Verdict};
 use tokio::sync::mpsc;
 
@@ -125,7 +125,25 @@ impl Cloud {
 
     /// That a run of the spec can begin.
     pub(super) async fn preflight(&self, spec: &RuntimeSpec) -> Result<(), Error> {
-        crate::preflight::check(&self.client, spec, self.state.owner()).await
+        crate::preflight::check(&self.client, spec, self.state.owner()).await?;
+        self.check_image_agent(spec).await
+    }
+
+    /// That the agent in a baked image is one that this host can talk to. What a new bake would do good is said.
+    async fn check_image_agent(&self, spec: &RuntimeSpec) -> Result<(), Error> {
+        if spec.incus.agent == AgentPolicy::Inject {
+            return Ok(());
+        }
+        let (project, alias) = (&spec.incus.project, &spec.incus.image_alias);
+        // What is no longer there is found by the create.
+        let Some(image) = self.client.image(project, alias).await? else { return Ok(()) };
+        for staleness in self.staleness(project, &image).await? {
+            if staleness.is_error() {
+                return Err(Error::ImageAgent { alias: alias.clone(), staleness });
+            }
+            tracing::warn!("image `{alias}`: {staleness}; {} bakes it anew", staleness.mend(alias));
+        }
+        Ok(())
     }
 
     /// Takes a runtime that was begun, with the spec in its folder; `None` where another drives it.

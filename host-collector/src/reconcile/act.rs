@@ -113,6 +113,7 @@ impl Cloud {
                 self.end_instance(instance, runtime_id, *term).await
             }
             Step::Tidy { bake, .. } => self.tidy_bake(bake).await,
+            Step::EndBuilder { bake, .. } if record::lives(self.state(), bake) => driven(),
             Step::EndBuilder { instance, bake } => {
                 let InstanceName { project, name } = instance;
                 outcome(end_builder(self.incus(), project, name, bake, self.state().owner()).await)

@@ -3,6 +3,7 @@
 use std::path::Path;
 use std::process::ExitCode;
 
+use pika_host_collector::bake::StaleImage;
 use pika_host_collector::incus::{self, Client};
 use pika_host_collector::{Cloud, Config};
 
@@ -13,7 +14,15 @@ use crate::print;
 /// What one look found.
 enum Finding {
     Good(String),
-    Missing { what: String, mend: String },
+    Missing {
+        what: String,
+        mend: String,
+    },
+    /// It works, and could be better.
+    Stale {
+        what: String,
+        mend: String,
+    },
 }
 
 /// Looks at everything, and fails where something is missing.
@@ -27,6 +36,7 @@ pub(crate) async fn doctor(args: &Args) -> Result<ExitCode, Failure> {
             findings.push(Finding::Good(format!("Incus {version} answers at {}", client.socket().display())));
             findings.extend(storage(&client).await);
             findings.push(machines(&server.environment.driver));
+            findings.extend(images(&config).await);
         }
         Err(error @ incus::Error::NoPermission { .. }) => findings.push(Finding::Missing {
             what: error.to_string(),
@@ -46,6 +56,7 @@ pub(crate) async fn doctor(args: &Args) -> Result<ExitCode, Failure> {
                 missing += 1;
                 print::line(&format!("missing  {what}\n         mend it: {mend}"));
             }
+            Finding::Stale { what, mend } => print::line(&format!("stale    {what}\n         mend it: {mend}")),
         }
     }
     Ok(if missing == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
@@ -59,6 +70,24 @@ fn state_dir_finding(config: &Config) -> Finding {
             Finding::Missing { what: error.to_string(), mend: "name a writable folder with --state-dir DIR".to_owned() }
         }
     }
+}
+
+/// Baked images whose agent cannot be talked to, or that a new bake would do good.
+async fn images(config: &Config) -> Vec<Finding> {
+    // Where the state dir cannot be used, that is said already.
+    let Ok(cloud) = Cloud::connect(config) else { return Vec::new() };
+    let failed = |what: String| Finding::Missing { what, mend: "see Incus's log".to_owned() };
+    match cloud.stale_images().await {
+        Err(error) => vec![failed(error.to_string())],
+        Ok(stale) => stale.iter().map(image).collect(),
+    }
+}
+
+fn image(StaleImage { project, name, staleness }: &StaleImage) -> Finding {
+    let of_project = if project == "default" { String::new() } else { format!(" --project {project}") };
+    let mend = format!("{}{of_project}, with the files and the script that it had", staleness.mend(name));
+    let what = format!("image `{name}`: {staleness}");
+    if staleness.is_error() { Finding::Missing { what, mend } } else { Finding::Stale { what, mend } }
 }
 
 /// Virtual machines are dialled over vsock, where Incus runs any.

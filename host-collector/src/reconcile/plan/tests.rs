@@ -246,3 +246,46 @@ fn a_volume_follows_its_runtime() {
     assert_eq!(take(&[theirs("a", false)], &[volume("a", "others", false)]), [""; 0], "of another holder");
     assert_eq!(take(&[], &[volume("a", THEM, false), volume("a", "others", false)]), [""; 0], "whose of the two?");
 }
+
+const BAKE: &str = "0123456789abcdef0123456789abcdef";
+
+fn builder(owner: &str, bake: &str, expires_at: Duration) -> SeenBuilder {
+    let labels = BuilderLabels { bake: bake.to_owned(), owner: owner.to_owned(), expires_at };
+    SeenBuilder { instance: at("pika-bake-0123456789ab"), labels }
+}
+
+fn bake(lives: bool) -> LocalBake {
+    LocalBake { bake: BAKE.to_owned(), to: "ci".to_owned(), lives }
+}
+
+/// Its record tells what to do, with its builder and with its images.
+#[test]
+fn a_bake_that_died_is_tidied_and_one_that_lives_is_not() {
+    let ours = [builder(US, BAKE, NOW)];
+    let tidy = Step::Tidy { bake: BAKE.to_owned(), to: "ci".to_owned() };
+    for builders in [&ours[..], &[]] {
+        assert_eq!(plan_bakes(&[bake(false)], builders, US, NOW), std::slice::from_ref(&tidy));
+        assert_eq!(plan_bakes(&[bake(true)], builders, US, NOW), []);
+    }
+}
+
+#[test]
+fn a_builder_of_ours_that_nothing_is_known_of_is_ended() {
+    let ours = builder(US, BAKE, NOW * 2);
+    let end = Step::EndBuilder { instance: ours.instance.clone(), bake: BAKE.to_owned() };
+    assert_eq!(plan_bakes(&[], &[ours], US, NOW), [end]);
+}
+
+/// Invariant 4.
+#[test]
+fn a_builder_of_another_state_dir_is_reported_and_no_more() {
+    for (expires_at, expired) in [(NOW * 2, false), (NOW, true)] {
+        for local in [vec![], vec![bake(false)]] {
+            let steps = plan_bakes(&local, &[builder(THEM, BAKE, expires_at)], US, NOW);
+            let [.., Step::Report { what, why }] = &steps[..] else { panic!("{steps:?}") };
+            assert!(what.contains("pika-bake-0123456789ab") && why.contains(THEM), "{why}");
+            assert_eq!(why.contains("expired"), expired, "{why}");
+            assert!(!steps.iter().any(|step| matches!(step, Step::EndBuilder { .. })));
+        }
+    }
+}
