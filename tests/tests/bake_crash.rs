@@ -1,0 +1,111 @@
+//! A bake that dies at any moment leaves the old image or the new one, and nothing else once it is reconciled.
+
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use std::time::{Duration, Instant};
+
+use pika_cloud_tests::{BARE_IMAGE, Chance, Image, Running, Signal, Stage, image_of};
+
+/// As long as the script takes, there is more than publishing to be cut in.
+const SCRIPT: &str = "sleep 0.3\n";
+
+/// One bake into `image`, and how long it took.
+fn first(stage: &Stage, image: &Image, more: &[&str]) -> Duration {
+    let began = Instant::now();
+    stage.bake(BARE_IMAGE, &image.alias, more).expect(0);
+    began.elapsed()
+}
+
+fn script(stage: &Stage) -> String {
+    let path = stage.more("provision.sh");
+    std::fs::write(&path, SCRIPT).unwrap();
+    path.display().to_string()
+}
+
+/// Waits out what is left of a moment since `began`.
+fn at(began: Instant, moment: Duration) {
+    std::thread::sleep(moment.saturating_sub(began.elapsed()));
+}
+
+#[test]
+fn a_bake_that_is_killed_leaves_nothing_that_reconcile_does_not_remove() {
+    let stage = Stage::new("bake-kill");
+    let (image, script, mut chance) = (stage.alias("ci"), script(&stage), Chance::new("bake-kill"));
+    let more = ["--provision", &*script];
+    first(&stage, &image, &more);
+    // With what the second has to do beside: the image of the first goes.
+    let took = first(&stage, &image, &more);
+    println!("a bake takes {took:?}");
+    let (mut swapped, mut left) = (0, 0);
+    for round in 0..10u32 {
+        let before = image_of(&image.alias).expect("the alias is there").fingerprint;
+        // Each tenth of its length has a moment.
+        let moment = took * round / 10 + chance.up_to(took / 10);
+        let baking = Running::start(&mut stage.bake_command(BARE_IMAGE, &image.alias, &more));
+        at(Instant::now(), moment);
+        let said = baking.said();
+        baking.kill();
+        left += usize::from(!stage.builders().is_empty());
+        let after = image_of(&image.alias).expect("the alias is there").fingerprint;
+        let is_baked = stage.baked().iter().any(|baked| baked.fingerprint == after);
+        assert!(is_baked, "the alias points to an image of ours; it had said {said}");
+        swapped += usize::from(after != before);
+        stage.call(&["reconcile"]).expect(0);
+        let now = image_of(&image.alias).expect("the alias is there").fingerprint;
+        assert_eq!(now, after, "reconcile moves no alias");
+        println!("killed after {moment:?}: {}", said.lines().last().unwrap_or("it had said nothing"));
+        stage.check_baked(1);
+    }
+    println!("{left} of 10 left a builder, {swapped} had moved the alias");
+    first(&stage, &image, &more);
+    stage.check_baked(1);
+}
+
+/// Without a reconciliation in between.
+#[test]
+fn a_bake_goes_after_one_that_was_killed_and_removes_what_that_left() {
+    let stage = Stage::new("bake-after");
+    let (image, script, mut chance) = (stage.alias("ci"), script(&stage), Chance::new("bake-after"));
+    let more = ["--provision", &*script];
+    let took = first(&stage, &image, &more);
+    for _ in 0..3 {
+        let baking = Running::start(&mut stage.bake_command(BARE_IMAGE, &image.alias, &more));
+        at(Instant::now(), chance.up_to(took));
+        baking.kill();
+    }
+    first(&stage, &image, &more);
+    // What Incus was still at, the next one need not have waited for.
+    stage.call(&["reconcile"]).expect(0);
+    stage.check_baked(1);
+}
+
+#[test]
+fn an_interrupted_bake_tidies_by_itself() {
+    let stage = Stage::new("bake-interrupt");
+    let (image, script, mut chance) = (stage.alias("ci"), script(&stage), Chance::new("bake-interrupt"));
+    let more = ["--provision", &*script];
+    let took = first(&stage, &image, &more);
+    for (round, signal) in [Signal::INT, Signal::TERM, Signal::HUP, Signal::INT, Signal::INT].into_iter().enumerate() {
+        let before = image_of(&image.alias).expect("the alias is there").fingerprint;
+        let moment = took * u32::try_from(round).unwrap() / 5 + chance.up_to(took / 5);
+        let baking = Running::start(&mut stage.bake_command(BARE_IMAGE, &image.alias, &more));
+        // Signals are heard from its first word on.
+        pika_cloud_tests::eventually("it said something", || !baking.said().is_empty());
+        at(Instant::now(), moment.saturating_sub(took / 10));
+        baking.signal(signal);
+        let finished = baking.finish();
+        let after = image_of(&image.alias).expect("the alias is there").fingerprint;
+        match finished.code {
+            // It was done already, or the alias was moved.
+            Some(0) => assert_ne!(after, before),
+            Some(130) => drop(finished.saying(&["interrupted"])),
+            code => panic!("{code:?}: {}", finished.stderr),
+        }
+        println!("{signal:?} after {moment:?}: {:?}", finished_code(after != before));
+        stage.check_baked(1);
+    }
+}
+
+fn finished_code(is_new: bool) -> &'static str {
+    if is_new { "the new image" } else { "the old image" }
+}
