@@ -3,7 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::fs;
-use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::fs::PermissionsExt;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::Duration;
 
@@ -153,7 +153,7 @@ fn the_init_of_busybox_serves() {
     // Its init starts it again.
     let before = Incus.exec_ok(&spec.instance, "pidof pika-guest");
     Incus.exec_ok(&spec.instance, "kill -9 $(pidof pika-guest)");
-    let again = format!("{serves} | grep -vx {}", before.trim());
+    let again = format!("{serves} && pidof pika-guest | grep -vx {}", before.trim());
     eventually("the agent serves again", || Incus.exec(&spec.instance, &again).status.success());
     assert_eq!(Incus.exec_ok(&spec.instance, "grep -c . /etc/inittab").trim(), "4", "two of the image's, two of ours");
     stage.call(&["destroy", &spec.id]).expect(0);
@@ -177,7 +177,8 @@ fn a_debian_with_systemd_serves_and_its_services_report() {
         .expect(0)
         .saying(&["systemd"]);
     println!("a Debian was baked in {:.1} s", began.elapsed().as_secs_f64());
-    let spec = spec_of(&stage, &image, &format!("systemctl start app; {}", Stage::gate())).as_root();
+    let spec =
+        spec_of(&stage, &image, &format!("until systemctl start app; do sleep 0.1; done; {}", Stage::gate())).as_root();
     let running = stage.start(&spec);
     stage.wait_event(&spec, "ready from an unprivileged service", |event| {
         event["kind"] == "ready" && event["message"] == "from-app"
