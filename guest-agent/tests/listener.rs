@@ -198,7 +198,10 @@ fn without_vsock_it_waits_and_serves_what_it_can() {
 fn the_port_comes_from_the_environment_where_no_option_names_one() {
     let guest = Guest::new();
     let path = guest.dir.path().join("agent.sock");
-    for (named, says) in [("8888", "vsock port 8888"), ("", "vsock port 20555")] {
+    // Where these tests run in a container themselves, that comes first.
+    let first = std::fs::read_link("/proc/self/ns/pid").unwrap() == Path::new("pid:[4026531836]");
+    let usual = if first { "vsock port 20555" } else { "does not listen on vsock" };
+    for (named, says) in [("8888", "vsock port 8888"), ("", usual)] {
         let mut command = Serve::command(&guest, &path, &[]);
         command.env("PIKA_GUEST_PORT", named);
         Serve::spawn(command, &path).find(says);
@@ -211,6 +214,41 @@ fn the_port_comes_from_the_environment_where_no_option_names_one() {
     for args in [&["serve", "--no-vsock"][..], &["serve", "--port", "0"], &["serve", "--port", "4294967295"]] {
         assert_eq!(guest.run(args).code, 64, "{args:?}");
     }
+}
+
+/// A container of one namespace: what shares its kernel with others has no vsock of its own.
+#[test]
+fn in_a_container_it_listens_on_vsock_only_where_a_port_is_named() {
+    let guest = Guest::new();
+    let path = guest.dir.path().join("agent.sock");
+    let contain = |args: &[&str]| {
+        let mut command = guest.command_of(Path::new("unshare"), &["--pid", "--fork", "--kill-child", "--mount-proc"]);
+        command.arg(rig::binary()).arg("serve").args(args);
+        command
+    };
+    if finish(contain(&["--help"]), b"").code != 0 {
+        println!("skipped: this user may not make a namespace of process ids");
+        return;
+    }
+    let nowhere = finish(contain(&[]), b"");
+    assert_eq!(nowhere.code, 64, "{}", nowhere.stderr);
+    for word in ["this is a container (a namespace of process ids of its own)", "`--unix PATH`", "`--port PORT`"] {
+        assert!(nowhere.stderr.contains(word), "{}", nowhere.stderr);
+    }
+    let serve = |args: &[&str], named: Option<&str>| {
+        let mut command = contain(args);
+        command.arg("--unix").arg(&path).stderr(Stdio::piped()).stdin(Stdio::null());
+        command.envs(named.map(|port| ("PIKA_GUEST_PORT", port)));
+        Serve::spawn(command, &path)
+    };
+    let alone = serve(&[], None);
+    alone.find("does not listen on vsock: this is a container");
+    alone.find(&format!("listens on {}", path.display()));
+    alone.session(Role::Observer);
+    assert!(alone.lines.try_iter().next().is_none(), "it says that once, and nothing else");
+    drop(alone);
+    serve(&["--port", "7777"], None).find("cannot listen on vsock port 7777");
+    serve(&[], Some("8888")).find("cannot listen on vsock port 8888");
 }
 
 #[test]

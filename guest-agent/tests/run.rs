@@ -194,6 +194,35 @@ fn a_time_limit_against_a_group_that_ignores_term() {
     assert_eq!(guest.kinds(), ["starting", "failed"]);
 }
 
+/// Whoever is the first process kills everything in the end. Before that the workload's end is written down; others' TERM is passed on
+/// and that is all.
+#[test]
+fn an_end_that_the_init_asks_for_comes_within_the_grace() {
+    // A shell that is the first process of a namespace of its own, and has the agent run what does not end by itself.
+    const INIT: &str = "\
+        \"$1\" run --stop-grace 1 --wait-release 0 -- /bin/sh -c 'trap \"echo asked\" TERM; echo up; while :; do sleep 0.05; done' &
+        agent=$!
+        until grep -q up \"$PIKA_CLOUD_DIR/logs/guest.log\" 2>/dev/null; do sleep 0.05; done
+        /bin/kill -TERM $agent
+        sleep 2
+        grep -q completed\\|failed \"$PIKA_CLOUD_DIR/events.jsonl\" && exit 99
+        kill -TERM $agent
+        wait $agent";
+    let guest = Guest::new();
+    let mut command = guest.command_of(std::path::Path::new("unshare"), &["--pid", "--fork", "--kill-child"]);
+    command.args(["--mount-proc", "/bin/sh", "-c", INIT, "init"]).arg(rig::binary());
+    let began = Instant::now();
+    let outcome = finish(command, b"");
+    if outcome.stderr.contains("unshare failed") {
+        println!("skipped: this user may not make a namespace of process ids");
+        return;
+    }
+    assert_eq!(outcome.code, 137, "{}", outcome.stderr);
+    assert!(began.elapsed() < Duration::from_secs(10), "{:?}", began.elapsed());
+    assert_eq!(log(&guest).lines().filter(|line| *line == "asked").count(), 2, "{}", log(&guest));
+    assert_eq!(guest.result().exit_code, Some(137));
+}
+
 #[test]
 fn what_is_left_running_does_not_hold_up_the_end() {
     let guest = Guest::new();

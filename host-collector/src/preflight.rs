@@ -3,13 +3,14 @@
 use std::path::PathBuf;
 
 use pika_cloud_common::RuntimeSpec;
-use pika_cloud_common::spec::InstanceType;
+use pika_cloud_common::spec::{AgentPolicy, InstanceType};
 
+use crate::agent_binary::AgentSource;
 use crate::error::Error;
-use crate::incus::{Client, Labels, check_volume, root_disk, root_pool};
+use crate::incus::{Client, Image, Labels, check_volume, root_disk, root_pool};
 
 /// Checks that Incus has what the spec names, and that the name is free or ours.
-pub(crate) async fn check(client: &Client, spec: &RuntimeSpec, owner: &str) -> Result<(), Error> {
+pub(crate) async fn check(client: &Client, agent: &AgentSource, spec: &RuntimeSpec, owner: &str) -> Result<(), Error> {
     let server = client.server().await?;
     if spec.incus.instance_type == InstanceType::VirtualMachine && !server.environment.driver.contains("qemu") {
         return Err(Error::Missing {
@@ -31,7 +32,10 @@ pub(crate) async fn check(client: &Client, spec: &RuntimeSpec, owner: &str) -> R
             way_out: format!("make it (incus project create {project}), or correct incus.project"),
         });
     }
-    image(client, spec).await?;
+    let image = image(client, spec).await?;
+    if spec.incus.agent == AgentPolicy::Inject {
+        agent.fetch(&image.architecture).await?;
+    }
     profiles(client, spec).await?;
     volumes(client, spec, owner).await?;
     if let Some(instance) = client.instance(project, &spec.identity.instance_name).await? {
@@ -84,7 +88,7 @@ async fn volumes(client: &Client, spec: &RuntimeSpec, owner: &str) -> Result<(),
     Ok(())
 }
 
-async fn image(client: &Client, spec: &RuntimeSpec) -> Result<(), Error> {
+async fn image(client: &Client, spec: &RuntimeSpec) -> Result<Image, Error> {
     let project = &spec.incus.project;
     let alias = &spec.incus.image_alias;
     let Some(image) = client.image(project, alias).await? else {
@@ -105,7 +109,7 @@ async fn image(client: &Client, spec: &RuntimeSpec) -> Result<(), Error> {
     if image.kind != kind {
         return Err(Error::ImageKind { alias: alias.clone(), found: image.kind, wanted });
     }
-    Ok(())
+    Ok(image)
 }
 
 async fn profiles(client: &Client, spec: &RuntimeSpec) -> Result<(), Error> {

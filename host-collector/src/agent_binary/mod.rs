@@ -88,12 +88,6 @@ pub enum AgentError {
 const WAY_OUT: &str = "name a static one (`cargo xtask agent` builds it) with --agent PATH or PIKA_GUEST_AGENT, or put it \
                        beside pika-cloud, as pika-guest";
 
-impl AgentError {
-    pub(crate) fn unreadable(path: &Path, problem: String) -> Self {
-        Self::Unreadable { path: path.to_owned(), origin: Origin::Given, problem }
-    }
-}
-
 /// Who named the path of the agent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Origin {
@@ -194,6 +188,16 @@ impl AgentSource {
         }
         let (origin, found, wanted) = (self.origin, agent.architecture.to_owned(), architecture.to_owned());
         Err(AgentError::Architecture { path: self.path.clone(), origin, found, wanted })
+    }
+
+    /// As [`AgentSource::load`], beside everything else.
+    pub(crate) async fn fetch(&self, architecture: &str) -> Result<AgentBinary, AgentError> {
+        let (source, wanted) = (self.clone(), architecture.to_owned());
+        let load = tokio::task::spawn_blocking(move || source.load(&wanted)).await;
+        load.unwrap_or_else(|panic| {
+            let (path, origin) = (self.path.clone(), self.origin);
+            Err(AgentError::Unreadable { path, origin, problem: panic.to_string() })
+        })
     }
 
     fn read(&self, path: &Path) -> Result<AgentBinary, AgentError> {

@@ -125,7 +125,7 @@ impl Cloud {
 
     /// That a run of the spec can begin.
     pub(super) async fn preflight(&self, spec: &RuntimeSpec) -> Result<(), Error> {
-        crate::preflight::check(&self.client, spec, self.state.owner()).await?;
+        crate::preflight::check(&self.client, &self.agent, spec, self.state.owner()).await?;
         self.check_image_agent(spec).await
     }
 

@@ -227,6 +227,9 @@ pub struct ServerEnvironment {
     /// Its own name, which in a cluster tells the members apart.
     #[serde(default)]
     pub server_name: String,
+    /// What its host's programs run on, such as `x86_64`.
+    #[serde(default)]
+    pub kernel_architecture: String,
     /// Which kinds of instance it can run, such as `lxc`, or `lxc | qemu`.
     #[serde(default)]
     pub driver: String,

@@ -10,7 +10,6 @@
 //! `/run` may forbid to run anything, so there are several. It is stored once for the life of an instance; each session
 //! after that is one exec.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use pika_cloud_common::digest::Digest;
@@ -96,7 +95,7 @@ async fn dial(
     is_put: bool,
 ) -> Result<Link, OwnError> {
     let view = client.instance(project, instance).await?.ok_or(OwnError::Gone)?;
-    let agent = load(source, view.architecture.clone()).await?;
+    let agent = source.fetch(&view.architecture).await?;
     let places = places(agent.digest);
     let exec = if is_put {
         let place = put(client, project, &view, &agent, &places).await?;
@@ -141,13 +140,6 @@ fn of_exec(view: &InstanceView, error: Error) -> OwnError {
     if view.kind == "virtual-machine" { OwnError::Machine(error) } else { OwnError::Incus(error) }
 }
 
-async fn load(source: &AgentSource, architecture: String) -> Result<AgentBinary, AgentError> {
-    let source = source.clone();
-    let path: Arc<std::path::Path> = source.path().into();
-    let load = tokio::task::spawn_blocking(move || source.load(&architecture));
-    load.await.unwrap_or_else(|panic| Err(AgentError::unreadable(&path, panic.to_string())))
-}
-
 #[cfg(test)]
 mod tests {
     use std::fs;
@@ -183,7 +175,8 @@ mod tests {
 
     #[test]
     fn what_only_the_host_can_mend_is_told_from_what_time_may() {
-        let agent = AgentError::unreadable(Path::new("/agent"), "gone".to_owned());
+        let (path, origin) = ("/agent".into(), crate::agent_binary::Origin::Beside);
+        let agent = AgentError::Absent { path, origin };
         assert!(matches!(SessionLoss::from(OwnError::Agent(agent)), SessionLoss::NoAgent(_)));
         let shell = PutError::NoShell { instance: "a".to_owned(), code: 127 };
         assert!(matches!(SessionLoss::from(OwnError::Put(shell)), SessionLoss::NoAgent(_)));

@@ -14,11 +14,11 @@ use std::time::Duration;
 
 use pika_cloud_common::digest::Digest;
 use pika_cloud_common::spec::{RuntimeSpec, hash};
-use pika_cloud_common::wire::{Entry, Transport};
+use pika_cloud_common::wire::Entry;
 use pika_host_collector::clock::Now;
 use pika_host_collector::incus::VsockAddress;
 use pika_host_collector::journal::{Commit, JournalError, Records, Store, View};
-use pika_host_collector::runtime::{CallId, Core, Outputs, Stored};
+use pika_host_collector::runtime::{CallId, Core, Outputs, Stored, Way};
 
 use super::disk::{Disk, Folder, SharedDisk};
 use super::random::Random;
@@ -107,8 +107,8 @@ impl SignedSecs for Duration {
 pub struct Dialing {
     /// To be answered with.
     pub id: CallId,
-    /// By which way.
-    pub transport: Transport,
+    /// By which way, and which agent.
+    pub way: Way,
     /// The number that was read when it began.
     pub number: Option<VsockAddress>,
 }

@@ -73,6 +73,7 @@ impl World {
                 self.inhabitants[runtime].guest.sessions.clear();
                 self.cut_link(runtime, false, true);
             }
+            Fault::LoseAgent(runtime) => self.lose_agent(runtime),
             Fault::Reboot(runtime) if self.inhabitants[runtime].guest.up => {
                 self.oracle.facts(runtime).rebooted = true;
                 self.halted(runtime);
@@ -104,6 +105,24 @@ impl World {
             Fault::TakeOver(runtime) => self.take_over(runtime),
             _ => {}
         }
+    }
+
+    /// What was run is gone as well. Where the host has one of its own and the guest takes it, that is nobody's excuse.
+    fn lose_agent(&mut self, runtime: usize) {
+        let inhabitant = &mut self.inhabitants[runtime];
+        if !inhabitant.guest.up {
+            return;
+        }
+        inhabitant.has_agent = false;
+        let plan = &self.plan.runtimes[runtime];
+        if plan.no_own {
+            self.oracle.facts(runtime).agentless = true;
+        }
+        if plan.is_helpless() {
+            self.oracle.facts(runtime).unfit = true;
+        }
+        self.inhabitants[runtime].guest.sessions.clear();
+        self.cut_link(runtime, false, true);
     }
 
     fn pause(&mut self, runtime: usize, time: Duration) {

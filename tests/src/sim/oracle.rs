@@ -32,7 +32,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use pika_cloud_common::spec::{OutputCollectionMode, RuntimeSpec};
+use pika_cloud_common::spec::{AgentPolicy, OutputCollectionMode, RuntimeSpec};
 use pika_cloud_common::wire::{Ack, HostMessage};
 use pika_host_collector::journal::{Commit, Durable, JournalError};
 use pika_host_collector::machine::{Phase, TRANSITIONS, Transition};
@@ -118,6 +118,8 @@ pub struct Facts {
     pub incus_failed: bool,
     /// Its image or its name cannot work.
     pub unfit: bool,
+    /// Its agent is gone, and no other can be had.
+    pub agentless: bool,
     /// Another collector has it.
     pub taken_over: bool,
 }
@@ -163,7 +165,9 @@ impl Oracle {
                     || plan.faults.iter().any(|(_, fault)| {
                         matches!(fault, super::plan::Fault::IncusDown(_) | super::plan::Fault::Stubborn)
                     }),
-                unfit: runtime.no_agent || runtime.future || (at == 0 && plan.foreign == Foreign::InTheWay),
+                unfit: runtime.is_agentless()
+                    || (runtime.future && runtime.spec.incus.agent != AgentPolicy::Inject)
+                    || (at == 0 && plan.foreign == Foreign::InTheWay),
                 silenced: runtime.boot.is_none(),
                 ..Facts::default()
             },

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use pika_cloud_common::Command;
 use pika_cloud_common::spec::{
-    InstanceType, OutputCollectionMode, RestartPolicy, RetentionPolicy, RuntimeSpec, Watchdogs,
+    AgentPolicy, InstanceType, OutputCollectionMode, RestartPolicy, RetentionPolicy, RuntimeSpec, Watchdogs,
 };
 
 use super::guest::workload::{Act, Afterwards, Script};
@@ -62,6 +62,10 @@ pub struct RuntimePlan {
     pub boot: Option<Duration>,
     /// Its image has no agent at all.
     pub no_agent: bool,
+    /// The host has no agent of its own for it.
+    pub no_own: bool,
+    /// Times that its guest does not take that, of a thousand.
+    pub bad_puts: u32,
     /// Dials over vsock that the host cannot make, of a thousand.
     pub no_vsock: u32,
     /// Its files outlive a boot.
@@ -103,6 +107,8 @@ pub enum Fault {
     KillSupervisor(usize),
     /// Its agent's sessions are killed.
     KillAgent(usize),
+    /// The same, and the image's agent is no more.
+    LoseAgent(usize),
     /// It boots again.
     Reboot(usize),
     /// It powers off.
@@ -147,7 +153,9 @@ impl Plan {
             faults.push((at, fault));
             if let Fault::TakeOver(runtime) = fault {
                 // Whoever takes over is not alone: something else may be wanted of it at the same time.
-                faults.push((at + random.millis(0, 100), Fault::Command(runtime, Command::Stop)));
+                let (before, after) = (random.millis(0, 900), random.millis(0, 100));
+                let at = if random.chance(300) { at.saturating_sub(before) } else { at + after };
+                faults.push((at, Fault::Command(runtime, Command::Stop)));
             }
         }
         if hopeless {
@@ -189,13 +197,26 @@ impl Plan {
 }
 
 impl RuntimePlan {
+    /// Whether nobody may help an image that has no agent, before it was ever heard.
+    pub fn is_helpless(&self) -> bool {
+        self.no_own || self.spec.incus.agent == AgentPolicy::Baked
+    }
+
+    /// Whether no agent can be had from the beginning.
+    pub fn is_agentless(&self) -> bool {
+        let injects = self.spec.incus.agent == AgentPolicy::Inject;
+        (injects && self.no_own) || (!injects && self.no_agent && self.is_helpless())
+    }
+
     fn draw(at: usize, hopeless: bool, random: &mut Random) -> Self {
         let boot = random.millis(20, 900);
         Self {
             spec: Arc::new(spec(at, hopeless, random)),
             script: script(random),
             boot: (!random.chance(20)).then_some(boot),
-            no_agent: random.chance(10),
+            no_agent: random.chance(80),
+            no_own: random.chance(60),
+            bad_puts: if random.chance(100) { random.pick(&[300, 1000]) } else { 0 },
             no_vsock: random.pick(&[0, 0, 0, 300, 1000]),
             keeps_files: random.chance(500),
             rude: if random.chance(60) { random.pick(&[100, 500, 1000]) } else { 0 },
@@ -211,6 +232,13 @@ fn spec(at: usize, hopeless: bool, random: &mut Random) -> RuntimeSpec {
     spec.identity.instance_name = format!("i{at}");
     "ci".clone_into(&mut spec.incus.image_alias);
     spec.incus.instance_type = random.pick(&[InstanceType::Container, InstanceType::VirtualMachine]);
+    spec.incus.agent = random.pick(&[
+        AgentPolicy::Auto,
+        AgentPolicy::Auto,
+        AgentPolicy::Auto,
+        AgentPolicy::Baked,
+        AgentPolicy::Inject,
+    ]);
     spec.entry_command = Some("make".to_owned());
     spec.bootstrap.env.insert("TOKEN".to_owned(), SECRET.to_owned());
     let maybe = |random: &mut Random, per_mille, from, to| {
@@ -311,7 +339,8 @@ impl Fault {
             25 if random.chance(600) => Self::Pause(at, random.millis(10, 8000)),
             25 => Self::Freeze(at, random.pick(&[secs(3), secs(18), secs(60)])),
             26 => Self::KillSupervisor(at),
-            27 => Self::KillAgent(at),
+            27 if random.chance(500) => Self::KillAgent(at),
+            27 => Self::LoseAgent(at),
             28 => Self::Reboot(at),
             29 => Self::PowerOff(at),
             30 => Self::Snapshot(at, random.millis(0, 4000)),

@@ -7,7 +7,7 @@ use std::time::Duration;
 use pika_cloud_common::wire::{HostMessage, Transport};
 use pika_host_collector::incus::{InstanceState, Labels, Ownership, create_request};
 use pika_host_collector::machine::{CallFailure, Destroyed, SessionLoss};
-use pika_host_collector::runtime::{Answer, Call, Claim, Core, Effect, Seen};
+use pika_host_collector::runtime::{Agent, Answer, Call, Claim, Core, Effect, Seen};
 
 use super::host::{Artifacts, Dialing, Driven, OWNER};
 use super::incus::{Ask, Change, Failure, MACHINE_UUID, Reply, Status, vsock_of};
@@ -125,13 +125,18 @@ impl World {
         let Some(serial) = self.host.serial(runtime) else { return };
         match effect {
             Effect::Call(id, call) => self.ask(runtime, serial, id, call),
-            Effect::Dial { id, instance, transport } => {
+            Effect::Dial { id, instance, way } => {
                 let number = self.incus.instance(&instance).and_then(|found| vsock_of(&found.config));
                 if let Some(driven) = self.host.driven(runtime) {
-                    driven.dialing = Some(Dialing { id, transport, number });
+                    driven.dialing = Some(Dialing { id, way, number });
+                }
+                let mut begins = now;
+                if way.agent == Agent::Put {
+                    begins += self.random.millis(20, 900);
+                    self.at(begins, Event::Placed(serial, runtime, id));
                 }
                 let takes = self.random.millis(5, 60);
-                self.at(now + takes, Event::Dialled(serial, runtime, id));
+                self.at(begins + takes, Event::Dialled(serial, runtime, id));
             }
             Effect::HangUp | Effect::Farewell => {
                 let Some(driven) = self.host.driven(runtime) else { return };
@@ -260,7 +265,8 @@ impl World {
     pub(super) fn dialled(&mut self, serial: u64, runtime: usize, id: u64) -> Checked {
         let (now, reading) = (self.now, self.host.clock.read(self.now));
         let dialing = self.of(serial, runtime).and_then(|driven| driven.dialing.take_if(|dialing| dialing.id == id));
-        let Some(Dialing { transport, number, .. }) = dialing else { return Ok(()) };
+        let Some(Dialing { way: dialled_by, number, .. }) = dialing else { return Ok(()) };
+        let (transport, agent) = (dialled_by.transport, dialled_by.agent);
         let trouble = if self.quiet { 0 } else { self.plan.trouble.dial };
         let fails = self.random.chance(trouble) || now < self.incus.down_until;
         let closed = transport == Transport::Vsock && self.random.chance(self.plan.runtimes[runtime].no_vsock);
@@ -288,24 +294,57 @@ impl World {
             Err(SessionLoss::NoTransport("there is no vsock here".to_owned()))
         } else if fails || status != Some(Status::Running) {
             Err(SessionLoss::Lost("nobody is there".to_owned()))
-        } else if self.plan.runtimes[guest].no_agent && transport == Transport::Exec {
-            Err(SessionLoss::NoAgent("pika-guest: not found".to_owned()))
+        } else if agent != Agent::Image && self.plan.runtimes[runtime].no_own {
+            Err(SessionLoss::NoAgent("the host has none".to_owned()))
         } else if !inhabitant.guest.up || inhabitant.guest.is_frozen(now) {
             Err(SessionLoss::Lost("the agent does not answer".to_owned()))
+        } else if agent == Agent::Put && !inhabitant.has_own {
+            self.oracle.facts(runtime).agentless = true;
+            Err(SessionLoss::NotPut("the disk is full".to_owned()))
+        } else if transport == Transport::Vsock && !inhabitant.has_agent {
+            Err(SessionLoss::Lost("nobody listens".to_owned()))
+        } else if !(if agent == Agent::Image { inhabitant.has_agent } else { inhabitant.has_own }) {
+            return self.dialled_nobody(serial, runtime, id);
         } else {
             Ok(number.filter(|_| transport == Transport::Vsock))
         };
         if dialled.is_ok() {
-            self.connect(serial, runtime, guest);
+            self.connect(serial, runtime, guest, agent);
         }
         let Some(driven) = self.of(serial, runtime) else { return Ok(()) };
         driven.core.dialled(id, dialled, reading);
         self.perform(runtime)
     }
 
-    fn connect(&mut self, serial: u64, runtime: usize, guest: usize) {
+    /// There is a stream, and a program at its other end that ends at once: there is no such agent.
+    fn dialled_nobody(&mut self, serial: u64, runtime: usize, id: u64) -> Checked {
+        let reading = self.host.clock.read(self.now);
+        let Some(driven) = self.of(serial, runtime) else { return Ok(()) };
+        driven.core.dialled(id, Ok(None), reading);
+        self.perform(runtime)?;
+        let Some(driven) = self.of(serial, runtime) else { return Ok(()) };
+        driven.core.link_lost(SessionLoss::NoAgent("exec ended with 127".to_owned()), reading);
+        self.perform(runtime)
+    }
+
+    /// All of the host's agent has come, where the collector lives that sends it and the guest takes it.
+    pub(super) fn placed(&mut self, serial: u64, runtime: usize, id: u64) {
+        let now = self.now;
+        let is_sent =
+            self.of(serial, runtime).is_some_and(|driven| driven.dialing.as_ref().is_some_and(|d| d.id == id));
+        let plan = &self.plan.runtimes[runtime];
+        let (bad, no_own) = (if self.quiet { 0 } else { plan.bad_puts }, plan.no_own);
+        let is_refused = self.random.chance(bad);
+        let inhabitant = &mut self.inhabitants[runtime];
+        if is_sent && !no_own && !is_refused && inhabitant.guest.up && !inhabitant.guest.is_frozen(now) {
+            inhabitant.has_own = true;
+            self.say(&format_args!("g{runtime}"), format_args!("has the host's agent"));
+        }
+    }
+
+    fn connect(&mut self, serial: u64, runtime: usize, guest: usize, agent: Agent) {
         self.sessions += 1;
-        let (session, now, manner) = (self.sessions, self.now, self.manner(guest));
+        let (session, now, manner) = (self.sessions, self.now, self.manner(guest, agent));
         self.oracle.connected(runtime, manner);
         if guest != runtime {
             self.say(&format_args!("r{runtime}"), format_args!("its number leads to g{guest}"));
@@ -346,9 +385,13 @@ impl World {
                 self.after_guest(guest);
             }
             Read::End => {
+                let died = self.random.chance(500);
                 let Some(driven) = self.of(serial, runtime) else { return Ok(()) };
                 driven.link = None;
-                driven.core.link_lost(SessionLoss::Lost("the stream ended".to_owned()), reading);
+                // Whether a program ended or only a connection shows at its exit code, where Incus still knows that.
+                let message = "the stream ended".to_owned();
+                let loss = if died { SessionLoss::Died(message) } else { SessionLoss::Lost(message) };
+                driven.core.link_lost(loss, reading);
                 self.perform(runtime)?;
             }
         }
@@ -485,10 +528,11 @@ impl World {
             self.trace.line(self.now, &format_args!("r{runtime}"), format_args!("answer {id}: {answer:?}"));
         }
         let Some(driven) = self.of(serial, runtime) else { return Ok(()) };
-        let was_held_back = !driven.core.wants_read();
+        let was_held_back = driven.link.is_some() && !driven.core.wants_read();
         driven.core.answer(id, answer, reading);
-        if was_held_back && driven.core.wants_read() {
-            // The host itself kept the guest waiting, until Incus said which machine it is: that is no silence of the guest's.
+        if was_held_back {
+            // The host itself kept the guest waiting, until Incus said which machine it is, or that it is another: that is no
+            // silence of the guest's.
             let now = self.now;
             self.oracle.heard(runtime, now);
         }
@@ -504,7 +548,8 @@ impl World {
             Status::Error => InstanceState::Error,
         };
         let name = self.operations[at].name.clone();
-        Some(Seen { name, status: status.as_str().to_owned(), state, claim: claim(&config), vsock: vsock_of(&config) })
+        let (status, claim, vsock) = (status.as_str().to_owned(), claim(&config), vsock_of(&config));
+        Some(Seen { name, status, state, claim, vsock, base_alias: None })
     }
 
     /// Whether Incus has an operation under way that will make it, whoever still waits for that.

@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use pika_cloud_common::Command;
 use pika_host_collector::machine::Transition;
-use pika_host_collector::runtime::Call;
+use pika_host_collector::runtime::{Agent, Call};
 
 use super::guest::{Guest, Manner};
 use super::host::Host;
@@ -55,6 +55,8 @@ pub enum Event {
     Answer(usize),
     /// A dial came to its end.
     Dialled(u64, usize, u64),
+    /// The host's agent has reached a guest whole, if its dial is still under way.
+    Placed(u64, usize, u64),
     /// Incus tells that something happened.
     Woken(u64, usize),
     /// The agent is there. The second number counts the starts of the instance.
@@ -126,6 +128,10 @@ pub struct Inhabitant {
     pub tick_at: Option<Duration>,
     /// The instance's present name.
     pub name: String,
+    /// What the image brought is there.
+    pub has_agent: bool,
+    /// The host's agent lies in it.
+    pub has_own: bool,
 }
 
 /// Everything.
@@ -195,7 +201,7 @@ impl World {
             let mut guest = Guest::new(runtime.script.clone(), random.fork());
             guest.machine.trims_per_mille = runtime.trims;
             let name = runtime.spec.identity.instance_name.clone();
-            Inhabitant { guest, starts: 0, tick_at: None, name }
+            Inhabitant { guest, starts: 0, tick_at: None, name, has_agent: !runtime.no_agent, has_own: false }
         });
         let inhabitants: Vec<_> = inhabitants.collect();
         let mut world = Self {
@@ -279,6 +285,10 @@ impl World {
             Event::Effect(operation) => self.take_effect(operation),
             Event::Answer(operation) => self.answer(operation),
             Event::Dialled(serial, runtime, id) => self.dialled(serial, runtime, id),
+            Event::Placed(serial, runtime, id) => {
+                self.placed(serial, runtime, id);
+                Ok(())
+            }
             Event::Woken(serial, runtime) => self.wake(serial, runtime),
             Event::Reopen(runtime) => self.reopen(runtime),
             Event::ToHost(stream) => self.read_at_host(stream),
@@ -438,17 +448,17 @@ impl World {
         let name = &self.plan.runtimes[runtime].spec.identity.instance_name;
         let config = self.incus.instance(name).map(|made| &made.config);
         let uuid = config.and_then(|config| config.get(MACHINE_UUID)).cloned();
-        let guest = &mut self.inhabitants[runtime].guest;
-        guest.scrap();
-        guest.machine.uuid = uuid;
+        let inhabitant = &mut self.inhabitants[runtime];
+        (inhabitant.has_agent, inhabitant.has_own) = (!self.plan.runtimes[runtime].no_agent, false);
+        inhabitant.guest.scrap();
+        inhabitant.guest.machine.uuid = uuid;
     }
 
     /// An instance runs from now on.
     pub(super) fn started(&mut self, runtime: usize) {
         self.inhabitants[runtime].starts += 1;
         let start = self.inhabitants[runtime].starts;
-        let plan = &self.plan.runtimes[runtime];
-        if let Some(boot) = plan.boot.filter(|_| !plan.no_agent) {
+        if let Some(boot) = self.plan.runtimes[runtime].boot {
             self.at(self.now + boot, Event::GuestUp(runtime, start));
         }
     }
@@ -477,10 +487,10 @@ impl World {
     }
 
     /// How the next session behaves.
-    pub(super) fn manner(&mut self, runtime: usize) -> Manner {
+    pub(super) fn manner(&mut self, runtime: usize, agent: Agent) -> Manner {
         let plan = &self.plan.runtimes[runtime];
         let rude = if self.quiet { 0 } else { plan.rude };
-        if plan.future {
+        if plan.future && agent == Agent::Image {
             return Manner::Future;
         }
         if self.random.chance(rude) {
@@ -500,6 +510,7 @@ fn is_hosts(event: Event) -> bool {
             | Event::Stored(..)
             | Event::Answer(_)
             | Event::Dialled(..)
+            | Event::Placed(..)
             | Event::Woken(..)
             | Event::ToHost(_)
             | Event::Reopen(_)
@@ -520,6 +531,7 @@ fn kind(event: Event) -> &'static str {
         Event::Effect(_) => "effect",
         Event::Answer(_) => "answer",
         Event::Dialled(..) => "dialled",
+        Event::Placed(..) => "placed",
         Event::Woken(..) => "woken",
         Event::GuestUp(..) => "guest up",
         Event::GuestTick(_) => "guest tick",

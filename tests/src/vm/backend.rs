@@ -12,7 +12,7 @@ use pika_cloud_common::wire::Transport;
 use pika_host_collector::driver::{Backend, Explain, Link};
 use pika_host_collector::incus::{InstanceState, VsockAddress};
 use pika_host_collector::machine::{CallFailure, Destroyed, SessionLoss};
-use pika_host_collector::runtime::{Answer, Call, Claim, Seen};
+use pika_host_collector::runtime::{Answer, Call, Claim, Seen, Way};
 use pika_host_collector::transport::vsock::{VsockError, connect_patiently};
 
 use super::dial::DialError;
@@ -109,7 +109,7 @@ impl VmBackend {
         let claim = Some(self.shared.claim.clone());
         let vsock = instance.vm.as_ref().map(|_| self.address());
         let (name, status) = (self.shared.name.clone(), status.to_owned());
-        instance.is_created.then_some(Seen { name, status, state, claim, vsock })
+        instance.is_created.then_some(Seen { name, status, state, claim, vsock, base_alias: None })
     }
 
     fn address(&self) -> VsockAddress {
@@ -134,14 +134,10 @@ impl Backend for VmBackend {
         }
     }
 
-    fn dial(
-        &self,
-        _: String,
-        transport: Transport,
-    ) -> impl Future<Output = Result<Link, SessionLoss>> + Send + 'static {
+    fn dial(&self, _: String, way: Way) -> impl Future<Output = Result<Link, SessionLoss>> + Send + 'static {
         let (vsock, address) = (self.instance().vm.as_ref().map(Vm::vsock), self.address());
         async move {
-            if transport == Transport::Exec {
+            if way.transport == Transport::Exec {
                 return Err(SessionLoss::Lost("there is no agent of Incus in this VM".to_owned()));
             }
             let vsock = vsock.ok_or_else(|| SessionLoss::Lost("there is no VM".to_owned()))?;

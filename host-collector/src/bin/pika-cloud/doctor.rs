@@ -2,14 +2,18 @@
 
 use std::path::Path;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use pika_host_collector::bake::StaleImage;
 use pika_host_collector::incus::{self, Client};
-use pika_host_collector::{Cloud, Config};
+use pika_host_collector::{AgentSource, Cloud, Config};
 
 use crate::args::Args;
 use crate::exit::Failure;
 use crate::print;
+
+/// How long the host's own agent may take to say its version.
+const VERSION_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// What one look found.
 enum Finding {
@@ -37,6 +41,7 @@ pub(crate) async fn doctor(args: &Args) -> Result<ExitCode, Failure> {
             findings.extend(storage(&client).await);
             findings.push(machines(&server.environment.driver));
             findings.extend(images(&config).await);
+            findings.push(own_agent(&config, &server.environment.kernel_architecture).await);
         }
         Err(error @ incus::Error::NoPermission { .. }) => findings.push(Finding::Missing {
             what: error.to_string(),
@@ -101,6 +106,39 @@ fn machines(drivers: &str) -> Finding {
     Finding::Missing {
         what: "virtual machines cannot be dialled over vsock: there is no /dev/vsock".to_owned(),
         mend: "modprobe vhost_vsock, as root, and `echo vhost_vsock > /etc/modules-load.d/vhost_vsock.conf`".to_owned(),
+    }
+}
+
+/// The host's own agent, for guests without one. It is asked for its version where it runs here.
+async fn own_agent(config: &Config, architecture: &str) -> Finding {
+    let source = AgentSource::find(config.agent.as_deref());
+    let agent = match source.load(architecture) {
+        Ok(agent) => agent,
+        Err(error) => {
+            let mend =
+                "cargo xtask agent, and name what it builds with --agent PATH, or put it beside pika-cloud; images \
+                        that were baked with an agent run without it"
+                    .to_owned();
+            return Finding::Missing { what: format!("guests without an agent get none: {error}"), mend };
+        }
+    };
+    let path = agent.path.display();
+    if architecture != std::env::consts::ARCH {
+        return Finding::Good(format!("{path} is put into guests without an agent ({architecture})"));
+    }
+    let asked = tokio::process::Command::new(&agent.path).arg("version").kill_on_drop(true).output();
+    match tokio::time::timeout(VERSION_TIMEOUT, asked).await {
+        Ok(Ok(said)) if said.status.success() => {
+            let version = String::from_utf8_lossy(&said.stdout);
+            let version = print::plain(version.lines().next().unwrap_or_default());
+            Finding::Good(format!("{path} is put into guests without an agent: {version}"))
+        }
+        _ => Finding::Missing {
+            what: format!(
+                "{path} is to be put into guests without an agent, and does not run here: `{path} version` fails"
+            ),
+            mend: "name a static pika-guest (cargo xtask agent builds it) with --agent PATH".to_owned(),
+        },
     }
 }
 

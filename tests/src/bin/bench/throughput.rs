@@ -185,7 +185,7 @@ impl Host {
                 let runtime_id = self.core.spec().identity.runtime_id.clone();
                 let claim = Some(Claim { runtime_id, owner: OWNER.to_owned(), term: 1 });
                 let (status, state) = ("Running".to_owned(), InstanceState::Running);
-                let seen = Seen { name: instance, status, state, claim, vsock: None };
+                let seen = Seen { name: instance, status, state, claim, vsock: None, base_alias: None };
                 self.core.answer(id, Answer::Looked(Ok(Some(seen))), self.clock.now());
             }
             Effect::Dial { id, .. } => {

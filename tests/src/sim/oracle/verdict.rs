@@ -24,8 +24,12 @@ pub(in crate::sim) fn check(life: &Life, facts: &Facts) -> Result<(), Violation>
             | Outcome::TimedOut { watchdog: Watchdog::Silence | Watchdog::Collect } => false,
             // Whether its time had come is invariant 3's.
             Outcome::TimedOut { .. } => true,
-            Outcome::Unreachable => facts.silenced || facts.rude || facts.incus_failed || facts.vanished(),
-            Outcome::ProvisionFailed => facts.incus_failed || facts.unfit || facts.vanished() || facts.silenced,
+            Outcome::Unreachable => {
+                facts.silenced || facts.rude || facts.incus_failed || facts.vanished() || facts.agentless
+            }
+            Outcome::ProvisionFailed => {
+                facts.incus_failed || facts.unfit || facts.vanished() || facts.silenced || facts.agentless
+            }
             Outcome::Cancelled => facts.commanded,
             Outcome::GuestDied { cause } => match cause {
                 DeathCause::InstanceStopped => facts.stopped || facts.errored,
@@ -35,7 +39,9 @@ pub(in crate::sim) fn check(life: &Life, facts: &Facts) -> Result<(), Violation>
                     facts.rebooted || facts.stopped || facts.errored || facts.deleted || facts.rewound
                 }
                 DeathCause::SupervisorLost => false,
-                DeathCause::ContractBroken => facts.rude || facts.silenced || facts.taken_over || facts.rewound,
+                DeathCause::ContractBroken => {
+                    facts.rude || facts.silenced || facts.taken_over || facts.rewound || facts.agentless
+                }
                 DeathCause::Rewound => facts.rewound,
             },
         };

@@ -11,13 +11,12 @@ use std::task::{Context, Poll, Waker};
 use anyhow::{Context as _, anyhow};
 use pika_cloud_common::RuntimeSpec;
 use pika_cloud_common::spec::hash;
-use pika_cloud_common::wire::Transport;
 use pika_host_collector::clock::HostClock;
 use pika_host_collector::driver::{Backend, Driver, Explain, Link, Parts, RuntimeFolder, Until};
 use pika_host_collector::incus::{Client, InstanceState, LifecycleEvents};
 use pika_host_collector::journal::{Body, Committer, Durable, Follower, Records, Writer};
 use pika_host_collector::machine::{Destroyed, SessionLoss};
-use pika_host_collector::runtime::{Answer, Call, Claim, Seen};
+use pika_host_collector::runtime::{Answer, Call, Claim, Seen, Way};
 use rustix::process::{Resource, getrlimit, setrlimit};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::UnixStream;
@@ -204,6 +203,7 @@ impl Local {
             state: InstanceState::Running,
             claim: Some(claim),
             vsock: None,
+            base_alias: None,
         })
     }
 }
@@ -224,7 +224,7 @@ impl Backend for Local {
         std::future::ready(answer)
     }
 
-    fn dial(&self, _: String, _: Transport) -> impl Future<Output = Result<Link, SessionLoss>> + Send + 'static {
+    fn dial(&self, _: String, _: Way) -> impl Future<Output = Result<Link, SessionLoss>> + Send + 'static {
         let end = || End { line: Arc::clone(&self.line), number: self.number };
         let (reader, writer, diagnosis) = (Box::new(end()), Box::new(end()), Box::new(Unknown));
         std::future::ready(Ok(Link { reader, writer, diagnosis, vsock: None }))
