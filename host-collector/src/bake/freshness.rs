@@ -92,7 +92,9 @@ impl Cloud {
     pub async fn stale_images(&self) -> Result<Vec<StaleImage>, Error> {
         let mut stale = Vec::new();
         for project in self.incus().projects().await? {
-            for image in self.incus().images(&project).await? {
+            // A project that has none of its own is answered with those of `default`.
+            let images = self.incus().images(&project).await?.into_iter().filter(|image| image.project == project);
+            for image in images {
                 let Some(name) = image.aliases.first().map(|alias| alias.name.clone()) else { continue };
                 let found = self.staleness(&project, &image).await?;
                 stale.extend(found.into_iter().map(|staleness| StaleImage {

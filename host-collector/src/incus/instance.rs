@@ -97,6 +97,9 @@ pub struct Image {
     /// SHA-256 over it, by which it is named.
     #[serde(default)]
     pub fingerprint: String,
+    /// Its project: `default` for a project that has no images of its own.
+    #[serde(default)]
+    pub project: String,
     /// Whether everybody may have it.
     #[serde(default)]
     pub public: bool,
