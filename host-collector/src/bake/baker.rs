@@ -198,7 +198,7 @@ impl Baking<'_> {
             owner: self.cloud.state().owner().to_owned(),
             expires_at: self.cloud.clock().now().wall + limits,
         };
-        let request = builder_request(&labels, &self.base.kind, profiles, &self.base.fingerprint);
+        let request = builder_request(&labels, profiles, self.base);
         let creating = self.client().create_instance(project, &request).await;
         creating.map_err(BakeError::incus("creating the builder"))?;
         let starting = self.client().start_instance(project, name).await;

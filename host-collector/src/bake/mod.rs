@@ -24,7 +24,7 @@
 //!
 //! # After a crash
 //!
-//! What a bake is about to make is in its [record] before Incus is asked for it, under a lock that goes with the process. The
+//! What a bake is about to make is in its record before Incus is asked for it, under a lock that goes with the process. The
 //! alias is moved by one call, so it is the old image's or the new one's. What else is left is found by
 //! [`Cloud::reconcile`](crate::Cloud::reconcile), and by each later bake of the same state dir:
 //!

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
+use super::instance::Image;
 use super::plan::{label, rfc3339, since_epoch};
 use crate::state_dir::is_owner_id;
 
@@ -53,16 +54,22 @@ pub(crate) fn builder_name(bake: &str) -> String {
     format!("pika-bake-{}", bake.get(..12).unwrap_or(bake))
 }
 
-/// The body of `POST /1.0/instances` for a builder. `kind` and `fingerprint` are its image's.
-pub(crate) fn builder_request(labels: &BuilderLabels, kind: &str, profiles: &[String], fingerprint: &str) -> Value {
+/// What an image says of itself where its kernel is not signed. Incus refuses to start it otherwise.
+const UNSIGNED: (&str, &str) = ("requirements.secureboot", "false");
+
+/// The body of `POST /1.0/instances` for a builder.
+pub(crate) fn builder_request(labels: &BuilderLabels, profiles: &[String], base: &Image) -> Value {
     let mut config = labels.write();
     config.insert("boot.autostart".to_owned(), "false".to_owned());
+    if base.kind == "virtual-machine" && base.properties.get(UNSIGNED.0).is_some_and(|value| value == UNSIGNED.1) {
+        config.insert("security.secureboot".to_owned(), "false".to_owned());
+    }
     json!({
         "name": builder_name(&labels.bake),
-        "type": kind,
+        "type": base.kind,
         "profiles": profiles,
         "config": config,
-        "source": { "type": "image", "fingerprint": fingerprint },
+        "source": { "type": "image", "fingerprint": base.fingerprint },
     })
 }
 
@@ -77,23 +84,39 @@ mod tests {
         BuilderLabels { bake: BAKE.to_owned(), owner: "me".to_owned(), expires_at: Duration::from_secs(1_800_000_000) }
     }
 
+    fn base(kind: &str, properties: &[(&str, &str)]) -> Image {
+        let properties = properties.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
+        Image { kind: kind.to_owned(), fingerprint: "f00".to_owned(), properties, ..Image::default() }
+    }
+
     fn config(request: &Value) -> BTreeMap<String, String> {
         serde_json::from_value(request["config"].clone()).unwrap()
     }
 
     #[test]
     fn a_builder_is_marked_from_the_call_that_creates_it() {
-        let request = builder_request(&labels(), "virtual-machine", &["default".to_owned()], "f00");
+        let request = builder_request(&labels(), &["default".to_owned()], &base("virtual-machine", &[]));
         assert_eq!(BuilderLabels::read(&config(&request)), Some(labels()));
         assert_eq!(request["name"], "pika-bake-0123456789ab");
         assert_eq!(request["type"], "virtual-machine");
         assert_eq!(request["source"]["fingerprint"], "f00");
     }
 
+    #[test]
+    fn a_machine_whose_kernel_is_not_signed_can_be_started() {
+        let secureboot = |kind, properties| {
+            config(&builder_request(&labels(), &[], &base(kind, properties))).get("security.secureboot").cloned()
+        };
+        assert_eq!(secureboot("virtual-machine", &[UNSIGNED]).as_deref(), Some("false"));
+        assert_eq!(secureboot("virtual-machine", &[]), None);
+        // Incus takes it for nothing but machines.
+        assert_eq!(secureboot("container", &[UNSIGNED]), None);
+    }
+
     /// Invariant 4: no runtime's reconciliation takes it for one of its own.
     #[test]
     fn a_builder_is_no_runtime_and_a_runtime_no_builder() {
-        let mut config = config(&builder_request(&labels(), "container", &[], "f00"));
+        let mut config = config(&builder_request(&labels(), &[], &base("container", &[])));
         assert!(is_marked(&config) && Labels::read(&config).is_none());
         config.insert(label("runtime-id"), "job".to_owned());
         assert_eq!(BuilderLabels::read(&config), None);

@@ -9,9 +9,8 @@ use pika_cloud_common::verdict::{DeathCause, Outcome as End};
 use pika_cloud_common::{Command, RuntimeSpec, State};
 use tokio::sync::Semaphore;
 
-use super::plan::{
-    InstanceName, LocalBake, LocalRuntime, Seen, SeenBuilder, SeenVolume, Standing, VolumeName, plan, plan_bakes,
-};
+use super::bakes::{LocalBake, SeenBuilder, plan_bakes};
+use super::plan::{InstanceName, LocalRuntime, Seen, SeenVolume, Standing, VolumeName, plan};
 use super::{Outcome, ReconcileOptions, ReconcileReport, Step};
 use crate::bake::record::{self, Held};
 use crate::bake::tidy::{Tidied, end_builder, tidy};

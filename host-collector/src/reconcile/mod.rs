@@ -39,6 +39,7 @@
 //! Invariant 6 allows.
 
 mod act;
+mod bakes;
 mod plan;
 
 use std::collections::BTreeSet;

@@ -7,7 +7,7 @@ use std::time::Duration;
 use pika_cloud_common::spec::RetentionPolicy;
 
 use super::ReconcileOptions;
-use crate::incus::{BuilderLabels, Holder, Labels, VolumeLabels};
+use crate::incus::{Holder, Labels, VolumeLabels};
 
 /// An instance by its place in Incus.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -96,23 +96,6 @@ pub(super) struct Seen {
     pub(super) instance: InstanceName,
     /// `None` where they are not complete.
     pub(super) labels: Option<Labels>,
-}
-
-/// An instance in which an image is, or was to be, baked.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct SeenBuilder {
-    pub(super) instance: InstanceName,
-    pub(super) labels: BuilderLabels,
-}
-
-/// A bake that the state dir has a record of.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct LocalBake {
-    pub(super) bake: String,
-    /// The alias that it is for.
-    pub(super) to: String,
-    /// Whether somebody is at it.
-    pub(super) lives: bool,
 }
 
 /// A volume with all labels of ours.
@@ -279,26 +262,6 @@ pub(super) fn plan(
         .collect();
     steps.extend(volumes.iter().filter_map(|seen| planner.volume(seen, volumes, &taken)));
     steps
-}
-
-/// Plans what is to be done about bakes: those that are over are tidied, and no other state dir's is touched.
-pub(super) fn plan_bakes(local: &[LocalBake], builders: &[SeenBuilder], owner: &str, now: Duration) -> Vec<Step> {
-    let over = local.iter().filter(|bake| !bake.lives);
-    let tidied = over.map(|bake| Step::Tidy { bake: bake.bake.clone(), to: bake.to.clone() });
-    let builder = |seen: &SeenBuilder| {
-        let BuilderLabels { bake, owner: whose, expires_at } = &seen.labels;
-        match (whose == owner, local.iter().any(|local| local.bake == *bake)) {
-            (true, true) => None,
-            (true, false) => Some(Step::EndBuilder { instance: seen.instance.clone(), bake: bake.clone() }),
-            (false, _) => {
-                let state = if *expires_at <= now { ", and expired: nobody bakes in it any more" } else { "" };
-                let what = seen.instance.to_string();
-                let why = format!("a builder of bake {bake} of owner {whose}{state}: it is left alone");
-                Some(Step::Report { what, why })
-            }
-        }
-    };
-    tidied.chain(builders.iter().filter_map(builder)).collect()
 }
 
 struct Planner<'a> {
