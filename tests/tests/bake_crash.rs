@@ -2,9 +2,13 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use pika_cloud_tests::{BARE_IMAGE, Chance, Image, Running, Signal, Stage, image_of};
+use pika_cloud_tests::{
+    BARE_IMAGE, Chance, Image, Incus, LIMIT, Running, Signal, Stage, eventually, files_below, image_of, until,
+};
+use serde_json::json;
 
 /// As long as the script takes, there is more than publishing to be cut in.
 const SCRIPT: &str = "sleep 0.3\n";
@@ -61,6 +65,45 @@ fn a_bake_that_is_killed_leaves_nothing_that_reconcile_does_not_remove() {
     stage.check_baked(1);
 }
 
+/// The record of a bake, another than `earlier`, once Incus has named the operation that makes its image.
+fn published(stage: &Stage, earlier: Option<&PathBuf>) -> PathBuf {
+    let publishes = |path: &PathBuf| {
+        let text = std::fs::read_to_string(path).unwrap_or_default();
+        path.ends_with("record.json") && text.contains("/1.0/operations/") && earlier != Some(path)
+    };
+    until("it publishes", LIMIT, || files_below(&stage.state().join(".bakes")).into_iter().find(publishes))
+}
+
+/// Incus goes on with what a dead bake asked for.
+#[test]
+fn an_image_that_was_published_after_its_bake_had_died_is_removed() {
+    let stage = Stage::new("bake-late");
+    let image = stage.alias("ci");
+    first(&stage, &image, &[]);
+    let named = stage.baked();
+    let baking = Running::start(&mut stage.bake_command(BARE_IMAGE, &image.alias, &[]));
+    let earlier = published(&stage, None);
+    baking.kill();
+    let unnamed = || stage.baked().into_iter().find(|baked| baked.aliases.is_empty());
+    eventually("the image is there", || unnamed().is_some());
+    let planned = stage.call(&["reconcile", "--dry-run"]).expect(0).stdout;
+    assert!(planned.starts_with("tidy ") && planned.contains(&image.alias) && planned.contains("planned"), "{planned}");
+    assert!(unnamed().is_some() && !stage.builders().is_empty(), "a dry run removes nothing");
+    // What has its bake's id, and was named by a person meanwhile, is wanted.
+    let fingerprint = unnamed().expect("it is there").fingerprint;
+    let kept = stage.alias("kept");
+    let body = json!({ "name": kept.alias, "target": fingerprint });
+    Incus.change("POST", "/1.0/images/aliases", Some(&body)).unwrap();
+    let again = Running::start(&mut stage.bake_command(BARE_IMAGE, &image.alias, &[]));
+    published(&stage, Some(&earlier));
+    again.kill();
+    eventually("the image is there", || unnamed().is_some());
+    stage.call(&["reconcile"]).expect(0);
+    stage.check_baked(2);
+    assert_eq!(image_of(&image.alias), named.first().cloned());
+    assert_eq!(image_of(&kept.alias).expect("it is there").fingerprint, fingerprint);
+}
+
 /// Without a reconciliation in between.
 #[test]
 fn a_bake_goes_after_one_that_was_killed_and_removes_what_that_left() {
@@ -90,7 +133,7 @@ fn an_interrupted_bake_tidies_by_itself() {
         let moment = took * u32::try_from(round).unwrap() / 5 + chance.up_to(took / 5);
         let baking = Running::start(&mut stage.bake_command(BARE_IMAGE, &image.alias, &more));
         // Signals are heard from its first word on.
-        pika_cloud_tests::eventually("it said something", || !baking.said().is_empty());
+        eventually("it said something", || !baking.said().is_empty());
         at(Instant::now(), moment.saturating_sub(took / 10));
         baking.signal(signal);
         let finished = baking.finish();

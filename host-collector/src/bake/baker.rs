@@ -12,7 +12,7 @@ use super::error::BakeError;
 use super::guest::{Builder, NotUp, Provisioned, STEP_LIMIT};
 use super::install::{AGENT_PATH, MAKE_GROUP, SCRIPT_PATH, SETTLE_SYSTEMD};
 use super::probe::{self, Init, PROBE, Probed};
-use super::record::{self, Held};
+use super::record::{self, Held, Taken};
 use super::tidy::{Tidied, short, tidy};
 use super::{
     Bake, BakeProgress, Baked, PROPERTY_AGENT_DIGEST, PROPERTY_AGENT_VERSION, PROPERTY_BAKE, PROPERTY_BASE_ALIAS,
@@ -80,7 +80,7 @@ impl Cloud {
     /// What dead bakes left goes with the next one, as far as that needs no waiting. What fails is found again.
     async fn tidy_dead_bakes(&self) {
         for bake in record::list(self.state()) {
-            let Ok(Some(held)) = Held::take(self.state(), &bake) else { continue };
+            let Ok(Taken::Held(held)) = Held::take(self.state(), &bake) else { continue };
             if let Err(error) = tidy(self.incus(), self.state().owner(), held, Duration::ZERO).await {
                 tracing::warn!("what an earlier bake left is still there: {error}");
             }

@@ -74,26 +74,33 @@ fn read(folder: &RuntimeFolder) -> Option<Record> {
     (folder.path().file_name()? == record.bake.as_str()).then_some(record)
 }
 
-/// Every bake that is written down, by its id, whether it lives or not.
+/// Every bake that was begun and not forgotten, by its id, whether it lives or not.
 pub(crate) fn list(state: &StateDir) -> Vec<String> {
     let entries = fs::read_dir(bakes_path(state)).into_iter().flatten().flatten();
     let names = entries.filter_map(|entry| entry.file_name().into_string().ok());
-    let is_written = |name: &String| is_bake_id(name) && bakes_path(state).join(name).join("record.json").exists();
-    let mut names: Vec<String> = names.filter(is_written).collect();
+    let mut names: Vec<String> = names.filter(|name| is_bake_id(name)).collect();
     names.sort_unstable();
     names
 }
 
-/// What is written of a bake, and whether it lives; `None` where that cannot be read.
-pub(crate) fn look(state: &StateDir, bake: &str) -> Option<(Record, bool)> {
+/// What is written of a bake, if anything is that can be read, and whether it lives.
+pub(crate) fn look(state: &StateDir, bake: &str) -> (Option<Record>, bool) {
     let folder = RuntimeFolder::new(&bakes_path(state), bake);
     // It is only looked: to try the lock would be to hold it.
-    Some((read(&folder)?, folder.driver().is_some()))
+    (read(&folder), folder.driver().is_some())
 }
 
-/// Whether somebody is at a bake, whatever is written of it.
-pub(crate) fn lives(state: &StateDir, bake: &str) -> bool {
-    RuntimeFolder::new(&bakes_path(state), bake).driver().is_some()
+/// What [`Held::take`] found.
+#[derive(Debug)]
+pub(crate) enum Taken {
+    /// It is dead, and ours to tidy.
+    Held(Held),
+    /// Somebody is at it.
+    Lives,
+    /// There is none, or it had died before it had written anything, and so before it had asked Incus for anything.
+    Gone,
+    /// What is written there was not written by this program.
+    Unreadable(PathBuf),
 }
 
 impl Held {
@@ -102,44 +109,49 @@ impl Held {
         let mut tries = 0;
         loop {
             tries += 1;
-            let bake = state.random_id()?;
-            let folder = RuntimeFolder::new(&bakes_path(state), &bake);
-            folder.make_for_lock()?;
-            sync_folder(state.path())?;
-            let record = Record {
-                bake,
-                project: project.to_owned(),
-                to: to.to_owned(),
-                publishing: false,
-                operation: None,
-                replaced: Vec::new(),
-            };
-            match folder.lock()? {
-                Err(_) if tries < TRIES => {}
-                Err(_) => return Err(busy(folder.path())),
-                Ok(lock) => {
-                    let held = Self { folder, record, _lock: lock };
-                    held.write()?;
-                    return Ok(held);
-                }
+            match Self::try_begin(state, project, to)? {
+                Some(held) => return Ok(held),
+                None if tries < TRIES => {}
+                None => return Err(busy(&bakes_path(state))),
             }
         }
     }
 
-    /// Takes up what a dead bake wrote down; `None` where it lives, or is gone.
-    pub(crate) fn take(state: &StateDir, bake: &str) -> Result<Option<Self>, StateDirError> {
-        let folder = RuntimeFolder::new(&bakes_path(state), bake);
-        if !record_path(&folder).exists() {
-            return Ok(None);
+    /// `None` where a reconciliation took the new folder for a dead one's, before it was locked.
+    fn try_begin(state: &StateDir, project: &str, to: &str) -> Result<Option<Self>, StateDirError> {
+        let bake = state.random_id()?;
+        let folder = RuntimeFolder::new(&bakes_path(state), &bake);
+        folder.make_for_lock()?;
+        sync_folder(state.path())?;
+        let begun = || -> Result<Option<Self>, StateDirError> {
+            let Ok(lock) = folder.lock()? else { return Ok(None) };
+            let (project, to, replaced) = (project.to_owned(), to.to_owned(), Vec::new());
+            let record = Record { bake, project, to, publishing: false, operation: None, replaced };
+            let held = Self { folder, record, _lock: lock };
+            held.write()?;
+            Ok(Some(held))
+        };
+        match begun() {
+            Err(error) if is_absent(&error) => Ok(None),
+            begun => begun,
         }
+    }
+
+    /// Takes up what a dead bake wrote down.
+    pub(crate) fn take(state: &StateDir, bake: &str) -> Result<Taken, StateDirError> {
+        let folder = RuntimeFolder::new(&bakes_path(state), bake);
         let lock = match folder.lock() {
             Ok(Ok(lock)) => lock,
-            Ok(Err(_)) => return Ok(None),
-            Err(StateDirError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Ok(Err(_)) => return Ok(Taken::Lives),
+            Err(error) if is_absent(&error) => return Ok(Taken::Gone),
             Err(error) => return Err(error),
         };
         // Under the lock: it may have been another's until now.
-        Ok(read(&folder).map(|record| Self { folder, record, _lock: lock }))
+        match read(&folder) {
+            Some(record) => Ok(Taken::Held(Self { folder, record, _lock: lock })),
+            None if record_path(&folder).exists() => Ok(Taken::Unreadable(record_path(&folder))),
+            None => remove(&folder).map(|()| Taken::Gone),
+        }
     }
 
     /// As far as it came.
@@ -171,14 +183,21 @@ impl Held {
 
     /// Nothing of it is left: the folder goes.
     pub(crate) fn forget(self) -> Result<(), StateDirError> {
-        match fs::remove_dir_all(self.folder.path()) {
-            Err(source) if source.kind() != io::ErrorKind::NotFound => {
-                let path = self.folder.path().to_owned();
-                Err(StateDirError::Io { path, doing: "removing the record of a bake", source })
-            }
-            _ => Ok(()),
-        }
+        remove(&self.folder)
     }
+}
+
+fn remove(folder: &RuntimeFolder) -> Result<(), StateDirError> {
+    match fs::remove_dir_all(folder.path()) {
+        Err(source) if source.kind() != io::ErrorKind::NotFound => {
+            Err(StateDirError::Io { path: folder.path().to_owned(), doing: "removing the record of a bake", source })
+        }
+        _ => Ok(()),
+    }
+}
+
+fn is_absent(error: &StateDirError) -> bool {
+    matches!(error, StateDirError::Io { source, .. } if source.kind() == io::ErrorKind::NotFound)
 }
 
 fn busy(path: &Path) -> StateDirError {
@@ -190,47 +209,85 @@ fn busy(path: &Path) -> StateDirError {
 mod tests {
     use super::*;
 
-    #[test]
-    fn a_bake_is_held_while_it_lives_and_found_when_it_died() {
+    fn begun() -> (tempfile::TempDir, StateDir, Held) {
         let folder = tempfile::tempdir().unwrap();
         let state = StateDir::open(folder.path()).unwrap();
-        let mut held = Held::begin(&state, "default", "ci").unwrap();
+        let held = Held::begin(&state, "default", "ci").unwrap();
+        (folder, state, held)
+    }
+
+    #[test]
+    fn a_bake_is_held_while_it_lives_and_found_when_it_died() {
+        let (_folder, state, mut held) = begun();
         let bake = held.record().bake.clone();
         assert_eq!(list(&state), std::slice::from_ref(&bake));
-        assert!(Held::take(&state, &bake).unwrap().is_none(), "it lives");
+        assert!(matches!(Held::take(&state, &bake), Ok(Taken::Lives)));
+        assert!(look(&state, &bake).1);
         held.publishing(None).unwrap();
         held.publishing(Some("/1.0/operations/x".to_owned())).unwrap();
         held.replaces("f00").unwrap();
         held.replaces("f00").unwrap();
         drop(held);
-        let found = Held::take(&state, &bake).unwrap().unwrap();
+        assert!(!look(&state, &bake).1);
+        let Ok(Taken::Held(found)) = Held::take(&state, &bake) else { panic!("it is dead") };
         let Record { publishing, operation, replaced, .. } = found.record().clone();
-        assert_eq!(
-            (publishing, operation.as_deref(), replaced),
-            (true, Some("/1.0/operations/x"), vec!["f00".to_owned()])
-        );
+        let operation = operation.as_deref();
+        assert_eq!((publishing, operation, replaced), (true, Some("/1.0/operations/x"), vec!["f00".to_owned()]));
         found.forget().unwrap();
-        assert!(list(&state).is_empty() && Held::take(&state, &bake).unwrap().is_none());
+        assert!(list(&state).is_empty() && matches!(Held::take(&state, &bake), Ok(Taken::Gone)));
         assert_eq!(state.runtimes().unwrap(), Vec::<String>::new(), "no bake is taken for a runtime");
     }
 
     #[test]
-    fn what_is_no_record_is_left_alone() {
+    fn one_that_died_before_it_wrote_anything_goes() {
+        let (_folder, state, held) = begun();
+        let bake = held.record().bake.clone();
+        fs::remove_file(record_path(&held.folder)).unwrap();
+        assert!(matches!(Held::take(&state, &bake), Ok(Taken::Lives)));
+        drop(held);
+        assert_eq!(list(&state), std::slice::from_ref(&bake));
+        assert!(matches!(Held::take(&state, &bake), Ok(Taken::Gone)));
+        assert!(list(&state).is_empty());
+    }
+
+    /// Its folder may be removed right before it is locked: another one is made.
+    #[test]
+    fn one_that_begins_is_not_lost_to_those_that_look() {
         let folder = tempfile::tempdir().unwrap();
         let state = StateDir::open(folder.path()).unwrap();
-        let held = Held::begin(&state, "default", "ci").unwrap();
+        let over = std::sync::atomic::AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                while !over.load(std::sync::atomic::Ordering::Relaxed) {
+                    for bake in list(&state) {
+                        drop(Held::take(&state, &bake));
+                    }
+                }
+            });
+            for _ in 0..50 {
+                if let Ok(held) = Held::begin(&state, "default", "ci") {
+                    assert!(
+                        look(&state, &held.record().bake).0.is_some(),
+                        "it is written down for as long as it lives"
+                    );
+                }
+            }
+            over.store(true, std::sync::atomic::Ordering::Relaxed);
+        });
+    }
+
+    #[test]
+    fn what_is_no_record_is_left_alone() {
+        let (folder, state, held) = begun();
         let bake = held.record().bake.clone();
         drop(held);
         let path = folder.path().join(".bakes").join(&bake).join("record.json");
-        fs::write(&path, "{").unwrap();
-        assert!(Held::take(&state, &bake).unwrap().is_none());
-        // One that names another bake than its folder does.
-        fs::write(&path, r#"{"bake":"0123456789abcdef0123456789abcdef","project":"p","to":"t"}"#).unwrap();
-        assert!(Held::take(&state, &bake).unwrap().is_none());
-        for name in ["x", "..", "0123"] {
-            fs::create_dir_all(folder.path().join(".bakes/x")).unwrap();
-            assert!(!list(&state).contains(&name.to_owned()));
+        // The second names another bake than its folder does.
+        for text in ["{", r#"{"bake":"0123456789abcdef0123456789abcdef","project":"p","to":"t"}"#] {
+            fs::write(&path, text).unwrap();
+            assert!(matches!(Held::take(&state, &bake), Ok(Taken::Unreadable(found)) if found == path));
         }
-        assert!(path.exists());
+        fs::create_dir_all(folder.path().join(".bakes/x")).unwrap();
+        assert_eq!(list(&state), [bake]);
     }
 }

@@ -12,7 +12,7 @@ use tokio::sync::Semaphore;
 use super::bakes::{LocalBake, SeenBuilder, plan_bakes};
 use super::plan::{InstanceName, LocalRuntime, Seen, SeenVolume, Standing, VolumeName, plan};
 use super::{Outcome, ReconcileOptions, ReconcileReport, Step};
-use crate::bake::record::{self, Held};
+use crate::bake::record::{self, Held, Taken};
 use crate::bake::tidy::{Tidied, end_builder, tidy};
 use crate::clock::Now;
 use crate::cloud::Cloud;
@@ -112,7 +112,6 @@ impl Cloud {
                 self.end_instance(instance, runtime_id, *term).await
             }
             Step::Tidy { bake, .. } => self.tidy_bake(bake).await,
-            Step::EndBuilder { bake, .. } if record::lives(self.state(), bake) => driven(),
             Step::EndBuilder { instance, bake } => {
                 let InstanceName { project, name } = instance;
                 outcome(end_builder(self.incus(), project, name, bake, self.state().owner()).await)
@@ -171,8 +170,12 @@ impl Cloud {
     /// Removes what a bake left, unless somebody is at it by now.
     async fn tidy_bake(&self, bake: &str) -> Outcome {
         let held = match Held::take(self.state(), bake) {
-            Ok(Some(held)) => held,
-            Ok(None) => return Outcome::LeftAlone("somebody is at it, or it is gone".to_owned()),
+            Ok(Taken::Held(held)) => held,
+            Ok(Taken::Gone) => return Outcome::Done,
+            Ok(Taken::Lives) => return Outcome::LeftAlone("somebody is at it by now".to_owned()),
+            Ok(Taken::Unreadable(path)) => {
+                return Outcome::Failed(format!("{} cannot be read: remove its folder", path.display()));
+            }
             Err(error) => return Outcome::Failed(error.to_string()),
         };
         match tidy(self.incus(), self.state().owner(), held, TIDIED_WITHIN).await {
@@ -290,8 +293,11 @@ impl Cloud {
         for name in self.state().runtimes()? {
             local.extend(self.local(name));
         }
-        let bakes = record::list(self.state()).into_iter().filter_map(|bake| record::look(self.state(), &bake));
-        let bakes = bakes.map(|(record, lives)| LocalBake { bake: record.bake, to: record.to, lives }).collect();
+        let local_bake = |bake: String| {
+            let (record, lives) = record::look(self.state(), &bake);
+            LocalBake { bake, to: record.map(|record| record.to), lives }
+        };
+        let bakes = record::list(self.state()).into_iter().map(local_bake).collect();
         let (builders, instances): (Vec<_>, Vec<_>) =
             instances.into_iter().partition(|view| BuilderLabels::read(&view.config).is_some());
         let builder = |view: InstanceView| {

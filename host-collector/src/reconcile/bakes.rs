@@ -16,8 +16,8 @@ pub(super) struct SeenBuilder {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct LocalBake {
     pub(super) bake: String,
-    /// The alias that it is for.
-    pub(super) to: String,
+    /// The alias that it is for, where that is written.
+    pub(super) to: Option<String>,
     /// Whether somebody is at it.
     pub(super) lives: bool,
 }
@@ -58,14 +58,14 @@ mod tests {
     }
 
     fn bake(lives: bool) -> LocalBake {
-        LocalBake { bake: BAKE.to_owned(), to: "ci".to_owned(), lives }
+        LocalBake { bake: BAKE.to_owned(), to: Some("ci".to_owned()), lives }
     }
 
     /// Its record tells what to do, with its builder and with its images.
     #[test]
     fn a_bake_that_died_is_tidied_and_one_that_lives_is_not() {
         let ours = [builder(US, BAKE, NOW)];
-        let tidy = Step::Tidy { bake: BAKE.to_owned(), to: "ci".to_owned() };
+        let tidy = Step::Tidy { bake: BAKE.to_owned(), to: Some("ci".to_owned()) };
         for builders in [&ours[..], &[]] {
             assert_eq!(plan_bakes(&[bake(false)], builders, US, NOW), std::slice::from_ref(&tidy));
             assert_eq!(plan_bakes(&[bake(true)], builders, US, NOW), []);

@@ -154,8 +154,8 @@ pub enum Step {
     Tidy {
         /// Which.
         bake: String,
-        /// The alias that it was for.
-        to: String,
+        /// The alias that it was for; `None` where it had died before that was written.
+        to: Option<String>,
     },
     /// Stop and delete a builder of ours of which nothing is written down.
     EndBuilder {
@@ -196,7 +196,8 @@ impl Step {
                 instance.to_string()
             }
             Self::TakeOverVolume { volume, .. } | Self::DeleteVolume { volume, .. } => volume.to_string(),
-            Self::Tidy { bake, to } => format!("bake {bake} of {to}"),
+            Self::Tidy { bake, to: Some(to) } => format!("bake {bake} of {to}"),
+            Self::Tidy { bake, to: None } => format!("bake {bake}"),
             Self::EndBuilder { instance, .. } => instance.to_string(),
             Self::Report { what, .. } => what.clone(),
         }
