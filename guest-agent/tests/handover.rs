@@ -175,7 +175,7 @@ fn an_answer_that_is_none_fails_the_run() {
     for (answer, says) in [
         (&b"no such file\n"[..], "the supervisor says: no such file"),
         (b"take", "ended without a word"),
-        (&[b'x'; 100_000], "longer than 4096 bytes"),
+        (&vec![b'x'; 100_000], "longer than 4096 bytes"),
     ] {
         let guest = Guest::new();
         let init = Init::new(&guest);

@@ -13,12 +13,16 @@ pub fn debian_image() -> &'static str {
     static ALONE: Mutex<()> = Mutex::new(());
     let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
     if Incus.get(&format!("/1.0/images/aliases/{ALIAS}")).is_none() {
-        let image = std::env::var_os("PIKA_TEST_DEBIAN_IMAGE").map(PathBuf::from);
-        let image = image.expect("PIKA_TEST_DEBIAN_IMAGE names the image's file, as `cargo xtask test` does");
-        let image = image.display().to_string();
+        let image = archive().display().to_string();
         let output = Incus.client(&["image", "import", &image, "--alias", ALIAS]).output();
         let output = output.expect("the incus command runs");
         assert!(output.status.success(), "import {image}: {}", String::from_utf8_lossy(&output.stderr));
     }
     ALIAS
+}
+
+/// The file that it is in.
+pub(crate) fn archive() -> PathBuf {
+    let image = std::env::var_os("PIKA_TEST_DEBIAN_IMAGE").map(PathBuf::from);
+    image.expect("PIKA_TEST_DEBIAN_IMAGE names the file of a Debian image, as `cargo xtask test` does")
 }

@@ -1,13 +1,15 @@
-//! Variants of the test image.
+//! Variants of the test images.
 
 use std::fs;
-use std::os::unix::fs::{PermissionsExt as _, symlink};
-use std::path::Path;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 
+use crate::debian;
 use crate::incus::Incus;
-use crate::lab;
+use crate::lab::{self, Lab};
 
 /// An image of a test's own; dropping it deletes it.
 #[derive(Debug)]
@@ -16,59 +18,123 @@ pub struct Image {
     pub alias: String,
 }
 
+/// Where the agent's files for inits are.
+const INIT_FILES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../guest-agent/init");
+
 impl Image {
     /// The test image with another program for its agent.
     pub fn with_agent(program: &str) -> Self {
-        Self::changed(lab::IMAGE, |root| {
-            let agent = root.join("usr/bin/pika-guest");
-            fs::write(&agent, program).expect("the agent can be replaced");
-            fs::set_permissions(&agent, fs::Permissions::from_mode(0o755)).expect("the agent can be made executable");
-        })
+        Self::of_lab(lab::IMAGE, |root| write_program(&root.join("usr/bin/pika-guest"), program))
     }
 
-    /// The test image without the agent, with busybox's own init for its first process.
-    pub fn with_busybox_init() -> Self {
-        Self::changed(lab::BARE_IMAGE, |root| {
+    /// The test image without an agent, its root changed.
+    pub fn bare(change: impl FnOnce(&Path)) -> Self {
+        Self::of_lab(lab::BARE_IMAGE, change)
+    }
+
+    /// The same, with another program for its shell. What boots it has busybox's own.
+    pub fn with_shell(program: &str) -> Self {
+        Self::bare(|root| {
             let init = root.join("sbin/init");
-            fs::remove_file(&init).and_then(|()| symlink("/bin/busybox", &init)).expect("the init can be replaced");
-            // The last line has no newline, as many have not.
-            let inittab = "::sysinit:/bin/hostname -F /etc/hostname\n::ctrlaltdel:/sbin/reboot";
-            fs::write(root.join("etc/inittab"), inittab).expect("the tree can be written");
+            let text = fs::read_to_string(&init).expect("the image has a first process");
+            write_program(&init, &text.replacen("#!/bin/sh", "#!/bin/busybox sh", 1));
+            fs::remove_file(root.join("bin/sh")).expect("the image has a shell");
+            write_program(&root.join("bin/sh"), program);
         })
     }
 
-    /// Another image with a changed root.
-    pub fn changed(base: &str, change: impl FnOnce(&Path)) -> Self {
+    /// Sets a property of it.
+    #[must_use]
+    pub fn with_property(self, key: &str, value: &str) -> Self {
+        run(&mut Incus.client(&["image", "set-property", &self.alias, key, value]));
+        self
+    }
+
+    /// The test image with busybox's init, which runs the agent.
+    pub fn with_busybox_init() -> Self {
+        Self::of_lab(lab::IMAGE, |root| {
+            fs::remove_file(root.join("sbin/init")).expect("the first process can be replaced");
+            std::os::unix::fs::symlink("/bin/busybox", root.join("sbin/init")).expect("busybox can be linked to");
+            put(&init_file("busybox/inittab"), &root.join("etc/inittab"), 0o644);
+            // Never one of an older build, that may not know a container when it is in one.
+            put(&Lab::get().agent, &root.join("usr/bin/pika-guest"), 0o755);
+        })
+    }
+
+    /// A stock Debian with the agent, under systemd. All tests of a program that run at one time have the same.
+    pub fn debian_with_agent() -> Arc<Self> {
+        static SHARED: Mutex<Weak<Image>> = Mutex::new(Weak::new());
+        let mut shared = SHARED.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(image) = shared.upgrade() {
+            return image;
+        }
+        let image = Arc::new(Self::of_archive(&debian::archive(), bake_for_systemd));
+        *shared = Arc::downgrade(&image);
+        image
+    }
+
+    /// An image that the lab has, changed.
+    fn of_lab(alias: &str, change: impl FnOnce(&Path)) -> Self {
+        let scratch = tempfile::tempdir().expect("a folder for the image");
+        let exported = scratch.path().join("exported").display().to_string();
+        run(&mut Incus.client(&["image", "export", alias, &exported]));
+        Self::of_archive(Path::new(&format!("{exported}.tar.gz")), change)
+    }
+
+    /// An image in a file, changed.
+    fn of_archive(archive: &Path, change: impl FnOnce(&Path)) -> Self {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let count = COUNT.fetch_add(1, Ordering::Relaxed);
         let alias = format!("pika-test-{}-{count}", std::process::id());
         let scratch = tempfile::tempdir().expect("a folder for the image");
-        let folder = scratch.path();
-        let run = |command: &mut Command| {
-            let output = command.output().expect("the command runs");
-            let errors = String::from_utf8_lossy(&output.stderr);
-            assert!(output.status.success(), "{command:?}: {errors}");
-        };
-        let exported = folder.join("exported").display().to_string();
-        run(&mut Incus.client(&["image", "export", base, &exported]));
-        let archive = format!("{exported}.tar.gz");
-        let tree = folder.join("tree");
+        let tree = scratch.path().join("tree");
         fs::create_dir(&tree).expect("a folder for the tree");
-        run(Command::new("tar").arg("-C").arg(&tree).args(["--numeric-owner", "-xf"]).arg(&archive));
+        run(Command::new("tar").arg("-C").arg(&tree).args(["--numeric-owner", "-xf"]).arg(archive));
         change(&tree.join("rootfs"));
-        // The alias makes an image of its own even where two tests change the same.
+        // The alias makes an image of its own even where two tests bring the same.
         fs::write(tree.join("rootfs/etc/image-name"), &alias).expect("the tree can be written");
-        let packed = folder.join("packed.tar.gz").display().to_string();
+        let packed = scratch.path().join("packed.tar").display().to_string();
         let mut tar = Command::new("tar");
-        tar.arg("-C").arg(&tree).args(["--numeric-owner", "-I", "gzip -1", "-cf", &packed, "metadata.yaml", "rootfs"]);
-        run(&mut tar);
+        run(tar.arg("-C").arg(&tree).args(["--numeric-owner", "-cf", &packed, "metadata.yaml", "rootfs"]));
         run(&mut Incus.client(&["image", "import", &packed, "--alias", &alias]));
         Self { alias }
     }
+}
+
+fn write_program(path: &Path, program: &str) {
+    fs::write(path, program).expect("the image's tree can be written");
+    fs::set_permissions(path, fs::Permissions::from_mode(0o755)).expect("the program can be made executable");
 }
 
 impl Drop for Image {
     fn drop(&mut self) {
         let _ = Incus.client(&["image", "delete", &self.alias]).output();
     }
+}
+
+/// Puts the agent and its units into a Debian, with a user who may report and one who may not.
+fn bake_for_systemd(root: &Path) {
+    put(&Lab::get().agent, &root.join("usr/bin/pika-guest"), 0o755);
+    for unit in ["pika-guest.service", "pika-guest-supervise.socket", "pika-guest-supervise@.service"] {
+        put(&init_file(&format!("systemd/{unit}")), &root.join("etc/systemd/system").join(unit), 0o644);
+    }
+    put(&init_file("systemd/pika-cloud.tmpfiles"), &root.join("usr/lib/tmpfiles.d/pika-cloud.conf"), 0o644);
+    let script = "groupadd --system pika-cloud && useradd --create-home --groups pika-cloud ci && useradd app \
+        && systemctl --quiet enable pika-guest.service pika-guest-supervise.socket";
+    run(Command::new("chroot").arg(root).args(["/bin/sh", "-ec", script]).env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin"));
+}
+
+fn init_file(name: &str) -> PathBuf {
+    Path::new(INIT_FILES).join(name)
+}
+
+fn put(from: &Path, to: &Path, mode: u32) {
+    fs::copy(from, to).unwrap_or_else(|error| panic!("copy {} to {}: {error}", from.display(), to.display()));
+    fs::set_permissions(to, fs::Permissions::from_mode(mode)).expect("the mode can be set");
+}
+
+fn run(command: &mut Command) {
+    let output = command.output().expect("the command runs");
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{command:?}: {errors}");
 }

@@ -91,6 +91,8 @@ impl Stage {
         for name in ["PIKA_CLOUD_STATE_DIR", "PIKA_CLOUD_INCUS", "PIKA_CLOUD_LOG"] {
             command.env_remove(name);
         }
+        // Beside the program under test there may be a build of the agent that runs on this machine only.
+        command.env("PIKA_GUEST_AGENT", &lab.agent);
         command
     }
 

@@ -364,8 +364,8 @@ fn not_provided(stage: &Stage, spec: &Spec, words: &[&str]) {
 #[test]
 fn an_image_without_an_agent_is_told() {
     let stage = Stage::new("noagent");
-    let spec = stage.spec("true").with("incus.image_alias", BARE_IMAGE);
-    not_provided(&stage, &spec, &["pika-guest", "127"]);
+    let spec = stage.spec("true").with("incus.image_alias", BARE_IMAGE).with("incus.agent", "baked");
+    not_provided(&stage, &spec, &["pika-guest", "127", "pika-cloud bake", "`auto`"]);
 }
 
 #[test]

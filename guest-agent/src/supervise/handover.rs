@@ -19,7 +19,8 @@
 //! - The supervisor dies after `go`: that is a supervisor that is gone, as everywhere.
 //!
 //! Every wait has the same end, [`PATIENCE`] after the first byte. Where the socket is, nothing is ever spawned instead: what we
-//! spawn would be in our sandbox. A start of somebody who may not use the socket is refused before it is accepted.
+//! spawn would be in our sandbox. A start of somebody who may not use the socket is refused before it is accepted. A host may ask
+//! before a booting systemd has made the socket: where its unit is enabled, that is waited for, at most [`BOOT_PATIENCE`].
 
 use std::ffi::OsStr;
 use std::io::{IoSlice, IoSliceMut};
@@ -28,7 +29,7 @@ use std::os::fd::AsRawFd as _;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use pika_cloud_common::limits::MAX_LINE_BYTES;
+use pika_cloud_common::limits::{MAX_LINE_BYTES, PEER_TIMEOUT};
 use pika_cloud_common::wire::Start;
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -51,8 +52,18 @@ const SOCKET: &str = "/run/pika-guest/supervise.sock";
 const VERSION: u32 = 1;
 /// How long all of it may take: less than a host waits for the next heartbeat.
 const PATIENCE: Duration = Duration::from_secs(10);
-/// Between two tries where the init has no room for one more connection.
-const PACE: Duration = Duration::from_millis(50);
+/// How long a socket that an init is about to make is waited for.
+const BOOT_PATIENCE: Duration = Duration::from_secs(4);
+const _: () = assert!(BOOT_PATIENCE.as_secs() + PATIENCE.as_secs() < PEER_TIMEOUT.as_secs());
+/// That systemd runs here, as it tells itself.
+const SYSTEMD: &str = "/run/systemd/system";
+/// That it is going to listen.
+const ENABLED: [&str; 2] = [
+    "/etc/systemd/system/sockets.target.wants/pika-guest-supervise.socket",
+    "/usr/lib/systemd/system/sockets.target.wants/pika-guest-supervise.socket",
+];
+/// Between two looks, or two tries where the init has no room for one more connection.
+const PACE: Duration = Duration::from_millis(20);
 /// A start that came in a line of the session, and what stands around it.
 const MAX_ORDER_BYTES: usize = 2 * MAX_LINE_BYTES;
 /// Whatever is answered.
@@ -145,7 +156,16 @@ impl InitSocket {
     /// Finds it. `None` where this init has none.
     pub fn find() -> Result<Option<Self>, HandOverError> {
         let named = std::env::var_os(SOCKET_ENV).filter(|path| !path.is_empty());
-        Self::find_at(Path::new(named.as_deref().unwrap_or(OsStr::new(SOCKET))), named.is_some())
+        let path = Path::new(named.as_deref().unwrap_or(OsStr::new(SOCKET)));
+        let deadline = Instant::now() + BOOT_PATIENCE;
+        loop {
+            let found = Self::find_at(path, named.is_some());
+            let is_missing = matches!(found, Ok(None) | Err(HandOverError::Missing(_)));
+            if !is_missing || Instant::now() >= deadline || !is_about_to_be(Path::new("/")) {
+                return found;
+            }
+            std::thread::sleep(PACE);
+        }
     }
 
     fn find_at(path: &Path, must_be: bool) -> Result<Option<Self>, HandOverError> {
@@ -318,6 +338,12 @@ impl<F: AsFd> Peer<F> {
     }
 }
 
+/// Whether a systemd boots that has a socket unit to start.
+fn is_about_to_be(root: &Path) -> bool {
+    let is = |path: &str| root.join(path.trim_start_matches('/')).symlink_metadata().is_ok();
+    is(SYSTEMD) && ENABLED.iter().any(|path| is(path))
+}
+
 fn line(text: &[u8]) -> Vec<u8> {
     [text, b"\n"].concat()
 }
@@ -325,4 +351,28 @@ fn line(text: &[u8]) -> Vec<u8> {
 fn io_error(doing: &'static str, path: &Path) -> impl FnOnce(Errno) -> HandOverError + use<> {
     let path = path.display().to_string();
     move |errno| HandOverError::Io { doing, path, errno }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_socket_is_waited_for_where_systemd_is_going_to_make_it() {
+        let root = tempfile::tempdir().unwrap();
+        let at = |path: &str| root.path().join(path.trim_start_matches('/'));
+        for wants in ENABLED {
+            assert!(!is_about_to_be(root.path()));
+            let wants = at(wants);
+            std::fs::create_dir_all(wants.parent().unwrap()).unwrap();
+            // As systemd makes it, to where the unit is in that root.
+            std::os::unix::fs::symlink("/nowhere/pika-guest-supervise.socket", &wants).unwrap();
+            assert!(!is_about_to_be(root.path()), "under another init");
+            std::fs::create_dir_all(at(SYSTEMD)).unwrap();
+            assert!(is_about_to_be(root.path()));
+            std::fs::remove_file(wants).unwrap();
+            assert!(!is_about_to_be(root.path()));
+            std::fs::remove_dir(at(SYSTEMD)).unwrap();
+        }
+    }
 }

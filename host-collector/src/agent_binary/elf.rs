@@ -39,7 +39,7 @@ pub(super) struct Program {
     /// Incus's name for what it runs on.
     pub(super) architecture: &'static str,
     needs_loader: bool,
-    is_program: bool,
+    can_start: bool,
 }
 
 /// Reads numbers of one byte order from a file's bytes.
@@ -75,14 +75,14 @@ impl Program {
         let entry = fields.at((24, 8), (24, 4))?;
         let architecture = architecture(machine, fields.is_64, fields.is_big).ok_or(ElfError::Machine(machine))?;
         // A library has no entry.
-        let is_program = matches!(kind, EXECUTABLE | POSITION_INDEPENDENT) && entry != 0;
-        Ok(Self { architecture, needs_loader: needs_loader(&fields)?, is_program })
+        let can_start = matches!(kind, EXECUTABLE | POSITION_INDEPENDENT) && entry != 0;
+        Ok(Self { architecture, needs_loader: needs_loader(&fields)?, can_start })
     }
 
     /// The same, if it is a program that needs nothing but the kernel.
     pub(super) fn check(self) -> Result<Self, ElfError> {
         match self {
-            Self { is_program: false, .. } => Err(ElfError::NotProgram),
+            Self { can_start: false, .. } => Err(ElfError::NotProgram),
             Self { needs_loader: true, .. } => Err(ElfError::Dynamic),
             Self { .. } => Ok(self),
         }

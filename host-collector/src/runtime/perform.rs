@@ -2,6 +2,7 @@
 
 use pika_cloud_common::request::REQUEST_SCHEMA_VERSION;
 use pika_cloud_common::spec::InstanceType;
+use pika_cloud_common::verdict::{Outcome, Watchdog};
 use pika_cloud_common::wire::{Empty, HostMessage, Signal, Start as StartMessage};
 use pika_cloud_common::{GuestRequest, RuntimeSpec, State};
 
@@ -167,6 +168,9 @@ impl Core {
         // What the same batch of words led to before its end: a workload that is over is not started (Invariant 9).
         self.forget_messages();
         let EndDecision { outcome, message, error } = end;
+        // Of a boot that took too long because the guest would not take an agent, nobody heard otherwise.
+        let is_boot = outcome == Outcome::TimedOut { watchdog: Watchdog::Boot };
+        let error = error.or_else(|| self.route.lack().filter(|_| is_boot));
         let instance_status = self.instance_status.clone();
         self.record_last(HostRecord::Ended { outcome, message, error, instance_status });
     }

@@ -149,9 +149,9 @@ impl Route {
             return self.missed_vsock(loss);
         }
         let next = match (self.last.agent, loss) {
-            (Agent::Image, SessionLoss::NoAgent(lack)) if self.may_put() => self.turn_to_ours(lack),
+            (Agent::Image, SessionLoss::NoAgent(lack)) if self.may_put() => Ok(self.turn_to_ours(lack)),
             (Agent::Image, SessionLoss::NoAgent(lack)) => Err(SessionLoss::NoAgent(lack + WAY_OUT_OF_BAKED)),
-            (Agent::Image, SessionLoss::Refused(lack)) if self.is_heard => self.turn_to_ours(lack),
+            (Agent::Image, SessionLoss::Refused(lack)) if self.is_heard => Ok(self.turn_to_ours(lack)),
             (Agent::Placed, SessionLoss::NoAgent(_)) => {
                 self.agent = Agent::Put;
                 Ok(self.take_exec())
@@ -184,7 +184,7 @@ impl Route {
         match loss {
             SessionLoss::Refused(lack) if self.is_heard => {
                 self.missed = VSOCK_TRIES;
-                self.turn_to_ours(lack)
+                Ok(self.turn_to_ours(lack))
             }
             loss => {
                 self.count_death(&loss);
@@ -193,9 +193,9 @@ impl Route {
         }
     }
 
-    fn turn_to_ours(&mut self, lack: String) -> Result<Way, SessionLoss> {
+    fn turn_to_ours(&mut self, lack: String) -> Way {
         (self.lack, self.agent, self.deaths) = (Some(lack), Agent::Placed, 0);
-        Ok(self.take_exec())
+        self.take_exec()
     }
 
     /// The image's agent may have died: once may be anything's fault.
@@ -244,9 +244,14 @@ impl Route {
         }
     }
 
+    /// Why ours is being tried.
+    pub(super) fn lack(&self) -> Option<String> {
+        self.lack.as_ref().map(|lack| format!("{lack}; and the host's own has not answered yet"))
+    }
+
     /// A session was had.
     pub(super) fn opened(&mut self) {
-        (self.is_heard, self.refused_puts) = (true, 0);
+        (self.is_heard, self.refused_puts, self.lack) = (true, 0, None);
         match self.last.agent {
             Agent::Image => self.missed = 0,
             Agent::Placed | Agent::Put => {

@@ -167,9 +167,13 @@ pub(crate) async fn run(
             stdin.shutdown().await
         };
         // Whoever ends without reading all of it says by its exit code whether that is a failure.
-        let write = async { write.await.unwrap_or_default() };
-        let ((), output) = tokio::join!(write, read_bounded(&mut stdout));
-        Ok(Ran { output: output?, code: end.code().await, errors: end.errors() })
+        let write = async {
+            let _ = write.await;
+            Ok(())
+        };
+        // One that talks without end reads nothing: it is not waited for.
+        let ((), output) = tokio::try_join!(write, read_bounded(&mut stdout))?;
+        Ok(Ran { output, code: end.code().await, errors: end.errors() })
     };
     tokio::time::timeout(limit, run).await.unwrap_or(Err(RunError::TimedOut(limit)))
 }

@@ -34,7 +34,7 @@ pub(crate) struct Args {
     #[arg(long, global = true, value_name = "unix:PATH", env = "PIKA_CLOUD_INCUS")]
     incus: Option<String>,
 
-    /// The static pika-guest that is put into guests without one [default: $PIKA_GUEST_AGENT, else beside pika-cloud]
+    /// The static pika-guest that is put into guests without one [default: `$PIKA_GUEST_AGENT`, else beside pika-cloud]
     #[arg(long, global = true, value_name = "PATH")]
     agent: Option<PathBuf>,
 
@@ -147,7 +147,7 @@ pub(crate) struct Bake {
     /// A profile of the instance in which it is baked; may be repeated
     #[arg(long, value_name = "NAME", default_value = "default")]
     pub(crate) profile: Vec<String>,
-    /// Put a file into the image, such as tool:/usr/local/bin/tool:0755; may be repeated
+    /// Put a file of this host into the image, its mode in octal; may be repeated
     #[arg(long, value_name = "SRC:DEST[:MODE]")]
     pub(crate) file: Vec<BakeFile>,
     /// Run a shell script of this host in the image, as root, once the files are there

@@ -89,6 +89,18 @@ fn a_host_without_an_agent_says_so() {
     assert_eq!(ended.error.as_deref(), Some("exec ended with 127; and the host has no pika-guest of its own"));
 }
 
+/// The guest holds up the put until its time is over.
+#[test]
+fn a_boot_that_takes_too_long_for_ours_says_what_the_image_lacks() {
+    let (mut shell, _) = dialling(AgentPolicy::Auto);
+    absent(&mut shell);
+    absent(&mut shell);
+    shell.wait(Duration::from_secs(spec().watchdogs.boot_secs));
+    shell.settled();
+    let error = shell.core.view().ended.clone().unwrap().error.unwrap();
+    assert!(error.starts_with("exec ended with 127; and the host's own has not answered"), "{error}");
+}
+
 /// Whatever the spec says: the workload goes on, is not started again, and what it said since is heard.
 #[test]
 fn an_agent_that_vanishes_in_mid_run_is_replaced() {

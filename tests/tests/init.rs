@@ -1,0 +1,323 @@
+//! The agent under the inits of images: what its units promise, on a stock Debian 12 with systemd and under busybox's init.
+
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use pika_cloud_tests::{Dial, Image, Incus, Spec, Stage, eventually, until};
+use serde_json::{Value, json};
+
+const SERVE: &str = "/run/pika-guest/serve.sock";
+
+/// A container of its own, that lives as long as the stage.
+struct Guest {
+    name: String,
+    _image: Arc<Image>,
+}
+
+impl Guest {
+    /// A Debian that has booted.
+    fn debian(stage: &Stage) -> Self {
+        let guest = Self::launch(stage, Image::debian_with_agent());
+        guest.wait_booted();
+        guest
+    }
+
+    fn launch(stage: &Stage, image: Arc<Image>) -> Self {
+        let name = stage.spec("").instance;
+        let output = Incus.client(&["launch", &image.alias, &name]).output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        Self { name, _image: image }
+    }
+
+    fn wait_booted(&self) {
+        eventually("systemd has booted", || {
+            let state = Incus.exec(&self.name, "systemctl is-system-running --wait");
+            let state = String::from_utf8_lossy(&state.stdout).trim().to_owned();
+            assert_ne!(
+                state,
+                "degraded",
+                "{}",
+                self.sh("systemctl --failed --no-pager; journalctl --no-pager --lines 50")
+            );
+            state == "running"
+        });
+    }
+
+    /// What a script says, which must succeed.
+    fn sh(&self, script: &str) -> String {
+        Incus.exec_ok(&self.name, script).trim().to_owned()
+    }
+
+    /// A property of the listener's unit.
+    fn property(&self, name: &str) -> String {
+        self.sh(&format!("systemctl show --property {name} --value pika-guest"))
+    }
+
+    /// Ends the listener somehow, and waits until another one listens.
+    fn end_listener(&self, command: &str) {
+        let before = self.property("MainPID");
+        self.sh(&format!("systemctl {command} pika-guest"));
+        // Once it is active, it has heard itself.
+        eventually("another one listens", || {
+            self.property("MainPID") != before && self.property("ActiveState") == "active"
+        });
+    }
+}
+
+/// A spec of a job in a Debian.
+fn job(stage: &Stage, image: &Image, command: &str) -> Spec {
+    stage.spec(command).with("incus.image_alias", image.alias.as_str()).as_root()
+}
+
+#[test]
+fn systemd_runs_the_listener_in_a_sandbox() {
+    let stage = Stage::new("sandbox");
+    let guest = Guest::debian(&stage);
+    assert_eq!(guest.sh("systemctl is-active pika-guest pika-guest-supervise.socket"), "active\nactive");
+    assert_eq!(guest.sh("systemctl --failed --no-legend"), "");
+    let said = guest.sh("journalctl --unit pika-guest --no-pager");
+    assert!(said.contains("does not listen on vsock: this is a container (/run/systemd/container)"), "{said}");
+    // A /proc of its own, and the boot id of all the same.
+    let pid = guest.property("MainPID");
+    let ids = guest.sh(&format!("cat /proc/{pid}/root/proc/sys/kernel/random/boot_id /proc/sys/kernel/random/boot_id"));
+    let (inside, outside) = ids.split_once('\n').unwrap();
+    assert_eq!(inside, outside);
+    assert_eq!(
+        guest.sh("stat -c '%a %G' /run/pika-cloud /run/pika-cloud/artifacts"),
+        "2775 pika-cloud\n2775 pika-cloud"
+    );
+
+    let exposure = guest.sh("systemd-analyze security pika-guest --no-pager | tail -n 1");
+    println!("{exposure} (systemd's estimate; this kernel may lack what it counts on, such as AppArmor or cgroup v2)");
+    let figure: f64 = exposure.split_whitespace().find_map(|word| word.parse().ok()).unwrap();
+    assert!(figure <= 2.0, "{exposure}");
+
+    // It says that it lives, and systemd hears it.
+    guest.sh("mkdir -p /etc/systemd/system/pika-guest.service.d && cd /etc/systemd/system/pika-guest.service.d \
+        && printf '[Service]\nWatchdogSec=1\n' > watchdog.conf && systemctl daemon-reload && systemctl restart pika-guest");
+    std::thread::sleep(Duration::from_secs(3));
+    assert_eq!((guest.property("NRestarts"), guest.property("ActiveState")), ("0".to_owned(), "active".to_owned()));
+}
+
+/// Whoever dials has of it what the files would give, and the workload of a unit reports without any rights.
+#[test]
+fn users_report_and_look_and_start_nothing() {
+    let stage = Stage::new("users");
+    let guest = Guest::debian(&stage);
+    let mut observer = Dial::unix(&guest.name, "ci", SERVE);
+    observer.hello("observer");
+    let service = "systemd-run --quiet --wait --collect --property User=app --property SupplementaryGroups=pika-cloud";
+    guest.sh(&format!("{service} pika-guest ready --message 'serves'"));
+    assert_eq!(observer.event("ready")["message"], "serves");
+    let pid = guest.property("MainPID");
+    let users = guest.sh(&format!(
+        "ps -o user= --ppid {pid} 2>/dev/null || grep -l 'PPid:.{pid}$' /proc/[0-9]*/status | xargs stat -c %U"
+    ));
+    assert_eq!(users, "ci", "a session has the rights of who dialled");
+    // Who is no member cannot dial, nor report.
+    let nobody = Incus.exec(&guest.name, "runuser -u app -- pika-guest ready");
+    assert_eq!(nobody.status.code(), Some(77), "{}", String::from_utf8_lossy(&nobody.stderr));
+
+    let mut owner = Dial::unix(&guest.name, "ci", SERVE);
+    owner.hello("owner");
+    owner.start("job-1", "true");
+    let error = owner.error();
+    assert_eq!(error["code"], "bad_request");
+    assert!(error["message"].as_str().unwrap().contains("only root may ask them"), "{error}");
+}
+
+/// Says where it runs and what it may, leaves a file of another user, sends more events than are kept once a host has them, and stays.
+const OF_ALL_SORTS: &str = r#"
+    pika-guest ready; readlink /proc/self/ns/mnt; cat /proc/self/cgroup; grep NoNewPrivs /proc/self/status
+    touch /var/tmp/mine /usr/mine && echo writes
+    cd $PIKA_CLOUD_DIR/artifacts; mkdir -m 700 deep; echo kept > deep/file; chmod 600 deep/file; chown -R app deep
+    text=$(head -c 60000 /dev/zero | tr '\0' x); i=0
+    while [ $i -lt 90 ]; do
+        echo "{\"kind\":\"progress\",\"name\":\"step\",\"message\":\"$text\"}"; i=$((i+1))
+    done | pika-guest emit
+    sleep 1000"#;
+
+/// What a host starts over the listener: supervised outside of its sandbox, collected and trimmed inside of it.
+#[test]
+fn a_start_over_the_listener_runs_in_a_unit_of_its_own() {
+    let stage = Stage::new("unit");
+    let guest = Guest::debian(&stage);
+    let mut owner = Dial::unix(&guest.name, "root", SERVE);
+    owner.hello("owner");
+    owner.start("job-1", OF_ALL_SORTS);
+    owner.notice("started");
+    let last = (0..=90).map(|_| owner.event("ready")["seq"].as_u64().unwrap()).last().unwrap();
+    let log = guest.sh("cat /run/pika-cloud/logs/guest.log");
+    let pid = guest.property("MainPID");
+    let sandbox = guest.sh(&format!("readlink /proc/{pid}/ns/mnt"));
+    let own = guest.sh("readlink /proc/1/ns/mnt");
+    assert!(log.contains(&own) && !log.contains(&sandbox) && own != sandbox, "{log}, {sandbox}, {own}");
+    assert!(log.contains("/pika-guest-supervise@") && !log.contains("pika-guest.service"), "{log}");
+    assert!(log.contains("\nwrites\n") && log.contains("NoNewPrivs:\t0"), "{log}");
+
+    owner.say(&json!({ "archive": { "globs": ["**"], "limits": { "max_files": 10, "max_bytes": 1000 } } }));
+    let entry = owner.find("a file", |said| said.get("entry").filter(|entry| entry["path"] == "deep/file").cloned());
+    assert_eq!(entry["size"], 5);
+    owner.notice("archive_done");
+    // What is acknowledged is cut from the file.
+    owner.say(&json!({ "ack": { "seq": last } }));
+    let bytes = || guest.sh("wc -c < /run/pika-cloud/events.jsonl").parse::<u64>().ok();
+    eventually("the file is trimmed", || bytes().is_some_and(|bytes| bytes < 5_000_000));
+
+    // It outlives session and listener, and is found again.
+    drop(owner);
+    for end in ["restart", "kill --signal KILL"] {
+        guest.end_listener(end);
+        let mut owner = Dial::unix(&guest.name, "root", SERVE);
+        assert_eq!(owner.hello("owner")["request_id"], "job-1");
+        owner.start("job-1", "true");
+        owner.notice("already_started");
+    }
+    let mut owner = Dial::exec(&guest.name);
+    owner.hello("owner");
+    owner.say(&json!({ "signal": { "name": "TERM" } }));
+    let failed = owner.event("failed");
+    assert_eq!(failed["details"]["exit_code"], 143, "{failed}");
+    owner.say(&json!({ "release": {} }));
+    eventually("its unit is gone", || {
+        guest.sh("systemctl list-units --all --no-legend 'pika-guest-supervise@*' | wc -l") == "0"
+    });
+    assert_eq!(guest.sh("systemctl --failed --no-legend"), "");
+}
+
+/// The whole of it, by exec, as a host does it with a container.
+#[test]
+fn a_job_goes_on_whatever_becomes_of_the_listener() {
+    let stage = Stage::new("job");
+    let image = Image::debian_with_agent();
+    let command = "echo began; pika-guest ready; cat /proc/self/cgroup > $PIKA_CLOUD_DIR/artifacts/cgroup
+        while [ ! -e /tmp/gate ]; do pika-guest progress step; sleep 0.1; done; echo ended; exit 7";
+    let spec = job(&stage, &image, command);
+    let running = stage.start(&spec);
+    stage.wait_ready(&spec);
+    for command in [
+        "stop pika-guest",
+        "start pika-guest",
+        "restart pika-guest",
+        "kill --signal KILL pika-guest",
+        "stop pika-guest-supervise.socket",
+        "start pika-guest-supervise.socket",
+        "daemon-reload",
+        "daemon-reexec",
+    ] {
+        Incus.exec_ok(&spec.instance, &format!("systemctl {command}"));
+        let seen = stage.journal(&spec).records.len();
+        eventually(&format!("it goes on after {command}"), || stage.journal(&spec).records.len() > seen + 2);
+    }
+    stage.open_gate(&spec);
+    running.finish().expect(7);
+    let outputs = stage.outputs(&spec);
+    assert_eq!(outputs.log(), "began\nended\n");
+    // Though the host asked as soon as there was anybody to ask.
+    let cgroup = outputs.text("artifacts/cgroup");
+    assert!(cgroup.contains("/pika-guest-supervise@") && !cgroup.contains("pika-guest.service"), "{cgroup}");
+    stage.journal(&spec).check_events(1);
+    stage.check_nothing_left(&spec);
+}
+
+/// The units say where a workload's supervisor is to be had, so that one that cannot be had fails the run, and says whom to ask.
+#[test]
+fn a_supervisor_that_cannot_start_fails_the_run() {
+    let stage = Stage::new("broken");
+    let guest = Guest::debian(&stage);
+    let unit = "/etc/systemd/system/pika-guest-supervise@.service.d";
+    guest.sh(&format!("mkdir {unit} && printf '[Service]\nExecStart=\nExecStart=/nowhere\n' > {unit}/broken.conf && systemctl daemon-reload"));
+    let mut owner = Dial::exec(&guest.name);
+    owner.hello("owner");
+    owner.start("job-1", "touch /ran");
+    let failed = owner.event("failed");
+    assert_eq!(failed["details"]["exit_code"], 126);
+    let message = failed["message"].as_str().unwrap();
+    assert!(message.contains("the other end ended without a word; see `systemctl status"), "{message}");
+    // Without the socket, the sandboxed listener starts nothing either.
+    guest.sh("systemctl stop pika-guest-supervise.socket && test ! -e /run/pika-guest/supervise.sock");
+    let mut owner = Dial::unix(&guest.name, "root", SERVE);
+    owner.hello("owner");
+    owner.start("job-2", "touch /ran");
+    owner.notice("started");
+    let mut owner = Dial::unix(&guest.name, "root", SERVE);
+    owner.hello("owner");
+    let message = owner.event("failed")["message"].as_str().unwrap().to_owned();
+    assert!(message.contains("there is no /run/pika-guest/supervise.sock"), "{message}");
+    guest.sh("test ! -e /ran");
+}
+
+/// A host may be faster than the boot: what it starts does not stand behind the rest of that.
+#[test]
+fn a_start_does_not_wait_for_a_slow_boot() {
+    const SLOW: &str = "[Unit]\nDefaultDependencies=no\nAfter=sockets.target\nBefore=basic.target\n
+        [Service]\nType=oneshot\nExecStart=/bin/sh -c 'until [ -e /go ]; do sleep 0.1; done'\n
+        [Install]\nWantedBy=basic.target\n";
+    let stage = Stage::new("slow");
+    let guest = Guest::debian(&stage);
+    let unit = "/etc/systemd/system/slow.service";
+    guest.sh(&format!("printf '%s' \"{SLOW}\" > {unit} && systemctl --quiet enable slow"));
+    let output = Incus.client(&["restart", "--force", &guest.name]).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let mut owner = Dial::exec(&guest.name);
+    owner.hello("owner");
+    owner.start("job-1", "cat /proc/self/cgroup; exec sleep 1000");
+    owner.event("starting");
+    eventually("it runs in its unit", || {
+        guest.sh("cat /run/pika-cloud/logs/guest.log").contains("/pika-guest-supervise@")
+    });
+    assert_ne!(Incus.exec(&guest.name, "systemctl is-system-running").stdout, b"running\n");
+    guest.sh("touch /go");
+    guest.wait_booted();
+    assert_eq!(guest.sh("systemctl is-active pika-guest"), "active");
+}
+
+/// A machine that is shut down asks its workloads to end, and waits for that.
+#[test]
+fn a_shutdown_reaches_the_workload() {
+    let stage = Stage::new("shutdown");
+    let guest = Guest::debian(&stage);
+    let mut owner = Dial::unix(&guest.name, "root", SERVE);
+    owner.hello("owner");
+    owner.start("job-1", "trap 'sleep 1; pika-guest progress saved; cp $PIKA_CLOUD_DIR/events.jsonl /var/tmp/; exit 0' TERM; pika-guest ready; while :; do sleep 0.1; done");
+    owner.event("ready");
+    let output = Incus.client(&["stop", &guest.name, "--timeout", "60"]).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let output = Incus.client(&["start", &guest.name]).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    guest.wait_booted();
+    assert!(guest.sh("cat /var/tmp/events.jsonl").contains("saved"));
+}
+
+/// Under an init of a few kilobytes.
+#[test]
+fn busybox_runs_the_listener() {
+    let stage = Stage::new("busybox");
+    let guest = Guest::launch(&stage, Arc::new(Image::with_busybox_init()));
+    let listens = || Incus.exec(&guest.name, &format!("[ -S {SERVE} ]")).status.success();
+    eventually("the agent listens", listens);
+    assert_eq!(
+        guest.sh("stat -c '%a %G' /run/pika-cloud /run/pika-cloud/artifacts"),
+        "2775 pika-cloud\n2775 pika-cloud"
+    );
+    guest.sh("su ci -c 'pika-guest ready'");
+    let mut observer = Dial::exec(&guest.name);
+    observer.hello("observer");
+    observer.event("ready");
+    // It is started again, and finds everything.
+    let pid = || {
+        guest.sh("pidof pika-guest | tr ' ' '\n' | while read p; do [ $(awk '/PPid/{print $2}' /proc/$p/status) = 1 ] && echo $p; done || true")
+    };
+    let first = pid();
+    guest.sh(&format!("kill -9 {first}"));
+    let second =
+        until("another one", Duration::from_secs(30), || Some(pid()).filter(|now| !now.is_empty() && *now != first));
+    // Bound under another name, and renamed.
+    eventually("it listens", || listens() && guest.sh("cat /proc/net/unix").contains("serve.sock"));
+    println!("listener {first}, then {second}");
+    let kinds: Vec<Value> =
+        guest.sh("cat /run/pika-cloud/events.jsonl").lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert_eq!(kinds[0]["kind"], "ready");
+}
