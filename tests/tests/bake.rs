@@ -141,6 +141,39 @@ fn an_alias_points_somewhere_at_every_moment() {
     stage.check_baked(1);
 }
 
+/// What Incus makes of the image that is being replaced comes to be: that image goes when nothing needs it any more.
+#[test]
+fn instances_that_are_made_meanwhile_come_to_be() {
+    let stage = Stage::new("creates");
+    let image = stage.alias("ci");
+    stage.bake(BARE_IMAGE, &image.alias, &[]).expect(0);
+    let over = AtomicBool::new(false);
+    let creates = |spec: pika_cloud_tests::Spec| {
+        let mut made = 0;
+        while !over.load(Ordering::Relaxed) {
+            let body = json!({ "name": spec.instance, "source": { "type": "image", "alias": image.alias } });
+            let created = Incus.change("POST", "/1.0/instances", Some(&body));
+            created.unwrap_or_else(|problem| panic!("after {made} others: {problem}"));
+            Incus.delete(&spec.instance);
+            made += 1;
+        }
+        made
+    };
+    let creates = &creates;
+    let made = std::thread::scope(|scope| {
+        let creators: Vec<_> =
+            (0..2).map(|_| stage.spec("true")).map(|spec| scope.spawn(move || creates(spec))).collect();
+        for _ in 0..3 {
+            stage.bake(BARE_IMAGE, &image.alias, &[]).expect(0);
+        }
+        over.store(true, Ordering::Relaxed);
+        creators.into_iter().map(|creator| creator.join().unwrap()).sum::<u32>()
+    });
+    println!("{made} instances were made during three bakes");
+    stage.call(&["reconcile"]).expect(0);
+    stage.check_baked(1);
+}
+
 /// busybox's own init for the first process. The last line of its table has no newline, as many have not.
 fn busybox_init(root: &Path) {
     let init = root.join("sbin/init");

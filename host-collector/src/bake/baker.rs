@@ -13,7 +13,7 @@ use super::guest::{Builder, NotUp, Provisioned, STEP_LIMIT};
 use super::install::{AGENT_PATH, MAKE_GROUP, SCRIPT_PATH, SETTLE_SYSTEMD};
 use super::probe::{self, Init, PROBE, Probed};
 use super::record::{self, Held, Taken};
-use super::tidy::{Tidied, short, tidy};
+use super::tidy::{Tidied, TidyError, short, tidy};
 use super::{
     Bake, BakeProgress, Baked, PROPERTY_AGENT_DIGEST, PROPERTY_AGENT_VERSION, PROPERTY_BAKE, PROPERTY_BASE_ALIAS,
     PROPERTY_BASE_FINGERPRINT, PROPERTY_OWNER, PROPERTY_PROTOCOL, PROPERTY_SCHEMA_VERSION, digest_text, is_baked_by,
@@ -67,12 +67,20 @@ impl Cloud {
         let mut held = Held::begin(self.state(), &order.project, &order.to)?;
         tell(BakeProgress::Step(&format!("{} from {} ({})", order.to, order.from, short(&base.fingerprint))));
         let baking = Baking { cloud: self, order, base: &base, agent: &agent, bake: held.record().bake.clone() };
-        let baked = tokio::select! {
+        let made = tokio::select! {
             biased;
             () = wished(&mut cancel) => Err(BakeError::Interrupted),
-            baked = baking.all(&mut held, tell) => baked,
+            made = baking.make(&mut held, tell) => made,
         };
-        tell(BakeProgress::Step("removing the builder"));
+        // Not interrupted: nobody would know where the alias points to.
+        let baked = match made {
+            Ok(made) => {
+                tell(BakeProgress::Step(&format!("pointing {} to {}", order.to, short(&made.fingerprint))));
+                baking.swap(&mut held, &made.fingerprint).await.map(|()| made)
+            }
+            Err(error) => Err(error),
+        };
+        tell(BakeProgress::Step("removing the builder, and what is replaced"));
         let tidied = tidy(self.incus(), self.state().owner(), held, TIDY_LIMIT).await;
         conclude(baked, tidied)
     }
@@ -132,7 +140,7 @@ fn missing(what: &'static str, name: &str, project: &str, way_out: String) -> Ba
 }
 
 /// What came of it, together with what is left of it.
-fn conclude(baked: Result<Baked, BakeError>, tidied: Result<Tidied, Error>) -> Result<Baked, BakeError> {
+fn conclude(baked: Result<Baked, BakeError>, tidied: Result<Tidied, TidyError>) -> Result<Baked, BakeError> {
     let (deleted, kept, left) = match tidied {
         Ok(Tidied { deleted, kept, unfinished }) => (deleted, kept, unfinished.map(str::to_owned)),
         Err(error) => (Vec::new(), Vec::new(), Some(error.to_string())),
@@ -141,6 +149,13 @@ fn conclude(baked: Result<Baked, BakeError>, tidied: Result<Tidied, Error>) -> R
         (Ok(baked), left) => Ok(Baked { deleted, kept: kept.into_iter().chain(left).collect(), ..baked }),
         (Err(why), Some(left)) => Err(BakeError::Left { why: Box::new(why), left }),
         (Err(why), None) => Err(why),
+    }
+}
+
+/// The alias is moved, whether that can be written down or not: whoever comes after sees it as well.
+fn swapped(held: &mut Held) {
+    if let Err(error) = held.swapped() {
+        tracing::warn!("{error}");
     }
 }
 
@@ -162,7 +177,8 @@ impl Baking<'_> {
         self.base.kind == "virtual-machine"
     }
 
-    async fn all(&self, held: &mut Held, tell: Tell<'_>) -> Result<Baked, BakeError> {
+    /// Everything up to an image without a name.
+    async fn make(&self, held: &mut Held, tell: Tell<'_>) -> Result<Baked, BakeError> {
         let name = held.record().builder();
         let builder = Builder { client: self.client(), project: &self.order.project, name: &name };
         tell(BakeProgress::Step(&format!("creating the builder {name}")));
@@ -176,8 +192,6 @@ impl Baking<'_> {
         self.stop(&builder, init).await?;
         tell(BakeProgress::Step("publishing the image"));
         let fingerprint = self.publish(held, &name, &version).await?;
-        tell(BakeProgress::Step(&format!("pointing {} to {}", self.order.to, short(&fingerprint))));
-        self.swap(held, &fingerprint).await?;
         Ok(Baked {
             bake: self.bake.clone(),
             fingerprint,
@@ -339,7 +353,7 @@ impl Baking<'_> {
         for _ in 0..SWAPS {
             let Some(alias) = client.alias(project, to).await.map_err(fail())? else {
                 if client.make_alias(project, to, fingerprint).await.map_err(fail())? {
-                    return Ok(());
+                    return Ok(swapped(held));
                 }
                 continue;
             };
@@ -348,7 +362,7 @@ impl Baking<'_> {
                 held.replaces(&alias.target)?;
             }
             match client.move_alias(project, to, &alias, fingerprint).await {
-                Ok(Patched::Done) => return Ok(()),
+                Ok(Patched::Done) => return Ok(swapped(held)),
                 Ok(Patched::Raced) => {}
                 // The alias went, or the image did.
                 Err(error) if error.is_not_found() => {

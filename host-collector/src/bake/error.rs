@@ -8,8 +8,8 @@ use crate::incus;
 use crate::state_dir::StateDirError;
 use crate::transport::PutError;
 
-/// An image was not baked. The alias that it was to have points to where it pointed before; what was made meanwhile is removed
-/// again, or named by [`BakeError::Left`].
+/// An image was not baked. The alias that it was to have points to where it pointed before, unless Incus gave no answer to the one
+/// call that moves it; what was made meanwhile is removed again, or named by [`BakeError::Left`].
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum BakeError {

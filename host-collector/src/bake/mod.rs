@@ -20,7 +20,7 @@
 //! | kind | the instance's: one of a virtual machine makes an image for those |
 //! | PUT on an alias | 200 swaps under 649 reads: never a 404. It honours `If-Match` (412), answers 404 where the alias or the image is not there, and empties the description unless that is sent along |
 //! | POST of an alias that is there | 409 |
-//! | DELETE of an image | takes its aliases along; an instance that is just being made from it fails |
+//! | DELETE of an image | takes its aliases along; an instance that is just being made from it fails, also where its call had only looked the alias up. One that is listed has its image's fingerprint in `volatile.base_image` from then on |
 //!
 //! # After a crash
 //!

@@ -11,11 +11,13 @@
 //! | `publishing` | an image is asked for |
 //! | `operation` | that is waited for |
 //! | `replaced` | the alias is moved away from that image |
+//! | `swapped` | anything is removed |
 //! | nothing: the folder goes | all that it names is gone, or has an alias |
 
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
@@ -40,6 +42,9 @@ pub(crate) struct Record {
     /// The path of the operation that makes it, once Incus named one.
     #[serde(default)]
     pub(crate) operation: Option<String>,
+    /// Whether its image had the alias, at some time: from then on it is what a later bake replaces, and not what this one left.
+    #[serde(default)]
+    pub(crate) swapped: bool,
     /// Images whose place it took, or was about to take: they are ours.
     #[serde(default)]
     pub(crate) replaced: Vec<String>,
@@ -126,7 +131,7 @@ impl Held {
         let begun = || -> Result<Option<Self>, StateDirError> {
             let Ok(lock) = folder.lock()? else { return Ok(None) };
             let (project, to, replaced) = (project.to_owned(), to.to_owned(), Vec::new());
-            let record = Record { bake, project, to, publishing: false, operation: None, replaced };
+            let record = Record { bake, project, to, publishing: false, operation: None, swapped: false, replaced };
             let held = Self { folder, record, _lock: lock };
             held.write()?;
             Ok(Some(held))
@@ -159,6 +164,12 @@ impl Held {
         &self.record
     }
 
+    /// How long ago anything was written of it: nothing, where the clock was set back.
+    pub(crate) fn age(&self) -> Duration {
+        let written = fs::metadata(record_path(&self.folder)).and_then(|data| data.modified()).ok();
+        written.and_then(|written| written.elapsed().ok()).unwrap_or_default()
+    }
+
     /// That an image is asked for, or by which operation it is made.
     pub(crate) fn publishing(&mut self, operation: Option<String>) -> Result<(), StateDirError> {
         self.record.publishing = true;
@@ -171,6 +182,12 @@ impl Held {
         if !self.record.replaced.iter().any(|known| known == fingerprint) {
             self.record.replaced.push(fingerprint.to_owned());
         }
+        self.write()
+    }
+
+    /// That the alias points to its image. [`Held::age`] counts from here.
+    pub(crate) fn swapped(&mut self) -> Result<(), StateDirError> {
+        self.record.swapped = true;
         self.write()
     }
 

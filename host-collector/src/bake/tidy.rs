@@ -13,9 +13,14 @@ use tokio::time::{Instant, sleep};
 use super::record::{Held, Record};
 use super::{PROPERTY_BAKE, is_baked_by};
 use crate::incus::{BuilderLabels, Client, Error, Image, InstanceState, InstanceView, backoff, jitter};
+use crate::state_dir::StateDirError;
 
 /// Between two looks at what Incus is still doing.
-const LOOK: Duration = Duration::from_millis(100);
+const LOOK: Duration = Duration::from_millis(250);
+
+/// How long an image stays that lost its alias: a call that had looked the alias up before needs it until its instance is listed.
+/// On a machine with five times the load that it can bear, that was seen to take seconds.
+const GRACE: Duration = Duration::from_secs(5);
 
 /// How often something is tried that Incus is too busy for.
 const TRIES: u32 = 8;
@@ -51,7 +56,7 @@ struct Found {
     builder: Builder,
     /// An image may be under way.
     publishing: bool,
-    /// Some instance is being made, maybe from an image that is to go.
+    /// An instance is being made, or is about to be, that Incus does not list yet, maybe from an image that is to go.
     creating: bool,
     images: Vec<Seen>,
 }
@@ -81,7 +86,7 @@ fn plan(record: &Record, found: &Found) -> Vec<Step> {
         steps.extend(match image {
             // Whoever named it wants it; of another state dir, it is that one's to remove.
             Seen { is_named: true, .. } | Seen { is_ours: false, .. } => None,
-            Seen { is_own: true, .. } if publishing => None,
+            Seen { is_own: true, .. } if publishing || record.swapped => None,
             Seen { is_own: true, .. } => Some(Step::DeleteImage(image.fingerprint.clone())),
             Seen { users, .. } if !users.is_empty() => Some(Step::Keep {
                 fingerprint: image.fingerprint.clone(),
@@ -89,7 +94,7 @@ fn plan(record: &Record, found: &Found) -> Vec<Step> {
             }),
             // Deleted now, the instance could not be made.
             Seen { .. } if found.creating => {
-                Some(Step::Wait("Incus is making an instance, maybe from the replaced image"))
+                Some(Step::Wait("Incus may be making an instance from the image that was replaced"))
             }
             Seen { .. } => Some(Step::DeleteImage(image.fingerprint.clone())),
         });
@@ -108,14 +113,32 @@ pub(crate) struct Tidied {
     pub(crate) unfinished: Option<&'static str>,
 }
 
+/// What a bake left could not be removed.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum TidyError {
+    /// Incus failed.
+    #[error(transparent)]
+    Incus(#[from] Error),
+    /// The state dir cannot be written.
+    #[error(transparent)]
+    StateDir(#[from] StateDirError),
+}
+
 /// Removes what a bake left, as far as nothing uses it, and its record once nothing is left. `limit` is how long is waited for
 /// what Incus still does.
-pub(crate) async fn tidy(client: &Client, owner: &str, held: Held, limit: Duration) -> Result<Tidied, Error> {
+pub(crate) async fn tidy(client: &Client, owner: &str, mut held: Held, limit: Duration) -> Result<Tidied, TidyError> {
     let deadline = Instant::now() + limit;
     let mut tidied = Tidied::default();
     loop {
+        // Looked at first, as all that may change into what is there.
+        let is_recent = held.age() < GRACE;
+        let mut found = look(client, owner, held.record()).await?;
+        found.creating |= is_recent;
+        if !held.record().swapped && found.images.iter().any(|image| image.is_own && image.is_named) {
+            held.swapped()?;
+        }
         let record = held.record();
-        let steps = plan(record, &look(client, owner, record).await?);
+        let steps = plan(record, &found);
         let mut acted = false;
         for step in &steps {
             match step {
@@ -166,18 +189,19 @@ pub(super) fn short(fingerprint: &str) -> &str {
 /// What is under way is read before what is there: what ended in between is there.
 async fn look(client: &Client, owner: &str, record: &Record) -> Result<Found, Error> {
     let project = &record.project;
-    let coming = client.is_being_created(project, &record.builder()).await?;
+    let being_created = client.being_created(project).await?;
     let publishing = record.publishing && client.is_publishing(project, record.operation.as_deref()).await?;
     let replaces = !record.replaced.is_empty();
-    let creating = replaces && client.creates_instances(project).await?;
     let builder = match client.instance(project, &record.builder()).await? {
         Some(view) if is_builder(&view, &record.bake, owner) => Builder::Ours,
-        None if coming => Builder::Coming,
+        None if being_created.contains(&record.builder()) => Builder::Coming,
         _ => Builder::Absent,
     };
+    let instances = if replaces { everybodys(client, project).await? } else { Vec::new() };
+    let is_listed = |name: &String| instances.iter().any(|view| view.name == *name && view.project == *project);
+    let creating = replaces && !being_created.iter().all(is_listed);
     let mut images = Vec::new();
     if record.publishing || replaces {
-        let instances = if replaces { everybodys(client, project).await? } else { Vec::new() };
         let all = client.images(project).await?;
         images.extend(all.iter().filter_map(|image| seen(image, owner, record, &instances)));
     }

@@ -33,6 +33,7 @@
 //! | 400 `The storage volume is still in use` | DELETE of a volume | final |
 //! | 409 | create of a volume of that name | it is read whose it is |
 //! | 500 `UNIQUE constraint failed` | create of an instance of that name | final; the labels that are read tell whose it is |
+//! | 500 `Failed locating image …`, 404 `Failed creating instance from image: open …: no such file …` | create from an alias whose image was replaced and deleted meanwhile | transient: the alias points to another by now |
 //! | 500 `Image not provided` | create from an alias that is gone | final |
 
 mod backoff;

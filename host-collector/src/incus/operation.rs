@@ -43,11 +43,18 @@ struct Listed {
 }
 
 impl Listed {
+    fn is_create(&self) -> bool {
+        self.description == CREATING && progress(self.status_code) == Progress::Going
+    }
+
+    /// The last parts of the paths of what it is about.
+    fn names(&self) -> impl Iterator<Item = &str> {
+        let paths = self.resources.iter().flat_map(BTreeMap::values).flatten();
+        paths.filter_map(|path| path.split('?').next()?.rsplit('/').next())
+    }
+
     fn creates(&self, name: &str) -> bool {
-        let is_it = |path: &String| path.split('?').next().and_then(|path| path.rsplit('/').next()) == Some(name);
-        self.description == CREATING
-            && progress(self.status_code) == Progress::Going
-            && self.resources.iter().flat_map(BTreeMap::values).flatten().any(is_it)
+        self.is_create() && self.names().any(|created| created == name)
     }
 
     /// Incus calls the publishing of an image a download, and names neither the instance nor the image.
@@ -66,10 +73,10 @@ impl Client {
         Ok(self.operations(project).await?.iter().any(|one| one.creates(name)))
     }
 
-    /// Whether Incus is at work on a create of any instance of a project.
-    pub(crate) async fn creates_instances(&self, project: &str) -> Result<bool, Error> {
-        let creates = |one: &Listed| one.description == CREATING && progress(one.status_code) == Progress::Going;
-        Ok(self.operations(project).await?.iter().any(creates))
+    /// Names of the instances of a project that Incus is making. Those that it has made a record of are in its lists, too.
+    pub(crate) async fn being_created(&self, project: &str) -> Result<Vec<String>, Error> {
+        let all = self.operations(project).await?;
+        Ok(all.iter().filter(|one| one.is_create()).flat_map(Listed::names).map(str::to_owned).collect())
     }
 
     /// Whether an image may be under way in a project: by that operation where one is named, else by any that could be one.

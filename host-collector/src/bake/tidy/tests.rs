@@ -7,6 +7,7 @@ fn record(publishing: bool, replaced: &[&str]) -> Record {
         to: "ci".to_owned(),
         publishing,
         operation: None,
+        swapped: false,
         replaced: replaced.iter().map(|fingerprint| (*fingerprint).to_owned()).collect(),
     }
 }
@@ -52,6 +53,15 @@ fn an_image_without_a_name_was_published_and_not_swapped() {
     assert_eq!(plan(&record(true, &[]), &found(image("new", true))), delete("new"));
     let named = Seen { is_named: true, ..image("new", true) };
     assert_eq!(plan(&record(true, &[]), &found(named)), []);
+}
+
+/// A bake that is over is remembered for as long as what it replaced is used; its own image is replaced meanwhile.
+#[test]
+fn an_image_that_had_the_alias_is_a_later_bakes_to_remove() {
+    let record = Record { swapped: true, ..record(true, &["old"]) };
+    let images = vec![Seen { users: vec!["job-7".to_owned()], ..image("old", false) }, image("own", true)];
+    let steps = plan(&record, &Found { images, ..nothing() });
+    assert!(matches!(&steps[..], [Step::Keep { fingerprint, .. }] if fingerprint == "old"), "{steps:?}");
 }
 
 #[test]
