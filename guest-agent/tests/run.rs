@@ -424,3 +424,23 @@ fn the_exit_code_is_known_under_any_init() {
     }
     assert_eq!(finish(command, b"").code, 3);
 }
+
+/// The cap on what waits of the output, and that the workload's own verbs have the caps of its supervisor.
+#[test]
+fn caps_that_the_image_sets() {
+    let guest = Guest::new();
+    let path = guest.dir.path().join("request.json");
+    let command = "head -c 4000000 /dev/zero; echo $PIKA_GUEST_MAX_EVENT_BYTES > $PIKA_CLOUD_DIR/artifacts/cap";
+    let root = rustix::process::geteuid().is_root();
+    let request = json!({"schema_version": 2, "command": command, "timeout_secs": 0, "run_as_root": root});
+    std::fs::write(&path, request.to_string()).unwrap();
+    std::fs::create_dir_all(guest.path("artifacts")).unwrap();
+    let mut run = guest.command(&["run", "--request", path.to_str().unwrap()]);
+    run.env("PIKA_GUEST_MAX_LOG_BYTES", "2097152").env("PIKA_GUEST_MAX_EVENT_BYTES", "3145728");
+    let outcome = finish(run, b"");
+    assert_eq!(outcome.code, 0, "{}", outcome.stderr);
+    let held = std::fs::metadata(guest.path("logs/guest.log")).unwrap().len();
+    // Up to a block less, where the last one did not fit, and a line that says how much was dropped.
+    assert!((1_900_000..=2_097_152 + 200).contains(&held), "{held} bytes are held");
+    assert_eq!(guest.read("artifacts/cap"), "3145728\n");
+}

@@ -255,3 +255,23 @@ fn no_lock_is_held_while_emit_waits() {
     assert_eq!(rig::wait(&mut emit), 0);
     assert_eq!(guest.kinds(), ["starting", "ready", "completed"]);
 }
+
+/// An image may have less wait for the host than the contract allows; what is no number is refused.
+#[test]
+fn caps_that_the_image_sets() {
+    let guest = Guest::new();
+    let lines = format!("{}\n", json!({"kind": "progress", "name": "p", "message": "m".repeat(60_000)})).repeat(40);
+    let emit = |cap: &str| {
+        let mut command = guest.command(&["emit"]);
+        command.env("PIKA_GUEST_MAX_EVENT_BYTES", cap);
+        finish(command, lines.as_bytes())
+    };
+    let refused = emit("2097152");
+    assert_eq!(refused.code, 75, "{}", refused.stderr);
+    let held = guest.read("events.jsonl").len();
+    assert!((900_000..1_100_000).contains(&held), "{held} bytes are held: the cap without what is kept for states");
+    assert_eq!(emit("99999999999").code, 0);
+    let wrong = emit("8M");
+    assert_eq!(wrong.code, 64);
+    assert!(wrong.stderr.contains("PIKA_GUEST_MAX_EVENT_BYTES: `8M` is not a number of bytes"), "{}", wrong.stderr);
+}

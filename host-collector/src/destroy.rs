@@ -1,7 +1,7 @@
 //! Destroying an instance, and only one of ours.
 
 use crate::driver::{claim, failure};
-use crate::incus::{Client, Error, InstanceState, InstanceView};
+use crate::incus::{Client, Error, InstanceState, InstanceView, Work};
 use crate::machine::{CallFailure, Destroyed};
 use crate::runtime::Claim;
 
@@ -22,7 +22,7 @@ pub(crate) async fn destroy(
     match renamed.max_by_key(|view| whose(view, ours) == Whose::Ours) {
         Some(renamed) => Ok(destroy_named(client, project, &renamed.name, ours).await?.unwrap_or(Destroyed::Gone)),
         // Nobody heard the answer to its create: what is made behind our back would be left.
-        None if client.is_being_created(project, name).await.map_err(|error| failure(&error))? => {
+        None if client.is_at(Work::Creating, project, name).await.map_err(|error| failure(&error))? => {
             let message = format!("Incus is still creating the instance `{name}`, which cannot be destroyed before");
             Err(CallFailure { transient: true, message })
         }

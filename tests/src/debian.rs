@@ -1,4 +1,4 @@
-//! The stock Debian 12 with systemd, brought to the private Incus when the first test needs it.
+//! Stock Debians 12: with systemd, brought to the private Incus when the first test needs it, and with `OpenRC`.
 
 use std::path::PathBuf;
 use std::sync::{Mutex, PoisonError};
@@ -13,7 +13,7 @@ pub fn debian_image() -> &'static str {
     static ALONE: Mutex<()> = Mutex::new(());
     let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
     if Incus.get(&format!("/1.0/images/aliases/{ALIAS}")).is_none() {
-        let image = archive().display().to_string();
+        let image = archive(WITH_SYSTEMD).display().to_string();
         let output = Incus.client(&["image", "import", &image, "--alias", ALIAS]).output();
         let output = output.expect("the incus command runs");
         assert!(output.status.success(), "import {image}: {}", String::from_utf8_lossy(&output.stderr));
@@ -21,8 +21,13 @@ pub fn debian_image() -> &'static str {
     ALIAS
 }
 
-/// The file that it is in.
-pub(crate) fn archive() -> PathBuf {
-    let image = std::env::var_os("PIKA_TEST_DEBIAN_IMAGE").map(PathBuf::from);
-    image.expect("PIKA_TEST_DEBIAN_IMAGE names the file of a Debian image, as `cargo xtask test` does")
+/// Names the file of the one with systemd.
+pub(crate) const WITH_SYSTEMD: &str = "PIKA_TEST_DEBIAN_IMAGE";
+/// Names the file of the one with `OpenRC`.
+pub(crate) const WITH_OPENRC: &str = "PIKA_TEST_OPENRC_IMAGE";
+
+/// The file that one is in.
+pub(crate) fn archive(variable: &str) -> PathBuf {
+    let image = std::env::var_os(variable).map(PathBuf::from);
+    image.unwrap_or_else(|| panic!("{variable} names the file of a Debian image, as `cargo xtask test` does"))
 }

@@ -68,9 +68,14 @@ impl Image {
         if let Some(image) = shared.upgrade() {
             return image;
         }
-        let image = Arc::new(Self::of_archive(&debian::archive(), bake_for_systemd));
+        let image = Arc::new(Self::of_archive(&debian::archive(debian::WITH_SYSTEMD), bake_for_systemd));
         *shared = Arc::downgrade(&image);
         image
+    }
+
+    /// A stock Debian with the agent, under `OpenRC`.
+    pub fn openrc_with_agent() -> Self {
+        Self::of_archive(&debian::archive(debian::WITH_OPENRC), bake_for_openrc)
     }
 
     /// An image that the lab has, changed.
@@ -112,16 +117,29 @@ impl Drop for Image {
     }
 }
 
-/// Puts the agent and its units into a Debian, with a user who may report and one who may not.
+/// A user who may report, and one who may not.
+const USERS: &str = "groupadd --system pika-cloud && useradd --create-home --groups pika-cloud ci && useradd app";
+
+/// Puts the agent and its units into a Debian.
 fn bake_for_systemd(root: &Path) {
     put(&Lab::get().agent, &root.join("usr/bin/pika-guest"), 0o755);
     for unit in ["pika-guest.service", "pika-guest-supervise.socket", "pika-guest-supervise@.service"] {
         put(&init_file(&format!("systemd/{unit}")), &root.join("etc/systemd/system").join(unit), 0o644);
     }
     put(&init_file("systemd/pika-cloud.tmpfiles"), &root.join("usr/lib/tmpfiles.d/pika-cloud.conf"), 0o644);
-    let script = "groupadd --system pika-cloud && useradd --create-home --groups pika-cloud ci && useradd app \
-        && systemctl --quiet enable pika-guest.service pika-guest-supervise.socket";
-    run(Command::new("chroot").arg(root).args(["/bin/sh", "-ec", script]).env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin"));
+    run_in(root, &format!("{USERS} && systemctl --quiet enable pika-guest.service pika-guest-supervise.socket"));
+}
+
+/// Puts the agent and its script into a Debian.
+fn bake_for_openrc(root: &Path) {
+    put(&Lab::get().agent, &root.join("usr/bin/pika-guest"), 0o755);
+    put(&init_file("openrc/pika-guest"), &root.join("etc/init.d/pika-guest"), 0o755);
+    run_in(root, &format!("{USERS} && rc-update add pika-guest default"));
+}
+
+fn run_in(root: &Path, script: &str) {
+    let mut command = Command::new("chroot");
+    run(command.arg(root).args(["/bin/sh", "-ec", script]).env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin"));
 }
 
 fn init_file(name: &str) -> PathBuf {

@@ -353,11 +353,16 @@ fn a_shell_that_hangs_floods_or_lies_costs_its_own_runtime_only() {
     let floods = unless_run("exec /bin/busybox yes");
     let lies = unless_run("exec /bin/busybox cat");
     let lies = lies.replace("cat", "head -c 1000 > /dev/null");
+    let swaps = unless_run(
+        r#"/bin/busybox sh "$@"
+        printf '#!/bin/busybox sh\necho {\"agent\":\"0.1.0\",\"protocol\":1,\"schema_version\":1,\"digest\":\"sha256:00\"}\n' > "$4""#,
+    );
     let gone = "#!/bin/none\n".to_owned();
     for (shell, boot_secs, verdict, words) in [
         (hangs, 8, "timed_out", "127"),
         (floods, 60, "provision_failed", "bytes of output"),
         (lies, 60, "provision_failed", "does not run"),
+        (swaps, 60, "provision_failed", "is not the pika-guest that was put there"),
         (gone, 60, "provision_failed", "no /bin/sh"),
     ] {
         let image = Image::with_shell(&shell);

@@ -298,6 +298,18 @@ impl Drop for Profile {
 }
 
 #[test]
+fn an_incus_that_runs_no_virtual_machines_is_told() {
+    let drivers = Incus.get("/1.0").unwrap()["environment"]["driver"].to_string();
+    if drivers.contains("qemu") {
+        println!("not run: this Incus runs virtual machines (its drivers are {drivers})");
+        return;
+    }
+    let stage = Stage::new("drivers");
+    let spec = stage.spec("true").with("incus.instance_type", "virtual_machine");
+    refused(&stage, &spec, stage.run(&spec), &["driver for virtual machines", "vhost_vsock", "\"container\""]);
+}
+
+#[test]
 fn a_profile_without_a_root_disk_is_told() {
     let stage = Stage::new("rootless");
     let spec = stage.spec("true");

@@ -110,6 +110,9 @@ fn the_doctor_finds_this_host_well_and_others_ill() {
         assert!(well.contains(word), "{word}: {well}");
     }
     assert!(well.lines().all(|line| line.starts_with("ok ")), "{well}");
+    let drivers = Incus.get("/1.0").unwrap()["environment"]["driver"].to_string();
+    let machines = if drivers.contains("qemu") { "can be dialled over vsock" } else { "containers only" };
+    assert!(well.contains(machines), "Incus's drivers are {drivers}: {well}");
     let mut command = Command::new(&Lab::get().cloud);
     command.args(["--incus", "unix:/not/there.socket", "--state-dir", "/proc/none", "doctor"]);
     let ill = Running::start(&mut command).finish().expect(1).stdout;

@@ -3,10 +3,10 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use pika_cloud_tests::{Dial, Image, Incus, Spec, Stage, eventually, until};
-use serde_json::{Value, json};
+use pika_cloud_tests::{Dial, Image, Incus, LIMIT, Running, Spec, Stage, eventually, until};
+use serde_json::json;
 
 const SERVE: &str = "/run/pika-guest/serve.sock";
 
@@ -43,6 +43,30 @@ impl Guest {
             );
             state == "running"
         });
+    }
+
+    /// Of an init without systemd: waits until the agent listens.
+    fn wait_listening(&self) {
+        // Bound under another name, and renamed.
+        let script = format!("[ -S {SERVE} ] && grep -q serve.sock /proc/net/unix");
+        eventually("the agent listens", || Incus.exec(&self.name, &script).status.success());
+    }
+
+    /// The processes of the listener, whose parent is `parent`.
+    fn listeners(&self, parent: &str) -> String {
+        let script = "for p in /proc/[0-9]*; do
+            parent=$(sed -n 's/^PPid:.//p' $p/status) name=$(tr '\\0' ' ' < /proc/$parent/cmdline)
+            case \"$(tr '\\0' ' ' < $p/cmdline) < $name\" in '/usr/bin/pika-guest serve '*'< PARENT'*) echo ${p#/proc/} ;; esac
+        done 2>/dev/null; true";
+        self.sh(&script.replace("PARENT", parent))
+    }
+
+    /// Kills the listener, and waits until its init has started another.
+    fn kill_listener(&self, parent: &str) {
+        let first = self.listeners(parent);
+        self.sh(&format!("kill -9 {first}"));
+        until("another one", LIMIT, || Some(self.listeners(parent)).filter(|now| !now.is_empty() && *now != first));
+        self.wait_listening();
     }
 
     /// What a script says, which must succeed.
@@ -148,14 +172,14 @@ fn a_start_over_the_listener_runs_in_a_unit_of_its_own() {
     owner.hello("owner");
     owner.start("job-1", OF_ALL_SORTS);
     owner.notice("started");
-    let last = (0..=90).map(|_| owner.event("ready")["seq"].as_u64().unwrap()).last().unwrap();
+    let last = (0..=90).fold(0, |_, _| owner.event("ready")["seq"].as_u64().unwrap());
     let log = guest.sh("cat /run/pika-cloud/logs/guest.log");
     let pid = guest.property("MainPID");
     let sandbox = guest.sh(&format!("readlink /proc/{pid}/ns/mnt"));
     let own = guest.sh("readlink /proc/1/ns/mnt");
     assert!(log.contains(&own) && !log.contains(&sandbox) && own != sandbox, "{log}, {sandbox}, {own}");
     assert!(log.contains("/pika-guest-supervise@") && !log.contains("pika-guest.service"), "{log}");
-    assert!(log.contains("\nwrites\n") && log.contains("NoNewPrivs:\t0"), "{log}");
+    assert!(log.contains("\nwrites") && log.contains("NoNewPrivs:\t0"), "{log}");
 
     owner.say(&json!({ "archive": { "globs": ["**"], "limits": { "max_files": 10, "max_bytes": 1000 } } }));
     let entry = owner.find("a file", |said| said.get("entry").filter(|entry| entry["path"] == "deep/file").cloned());
@@ -187,6 +211,47 @@ fn a_start_over_the_listener_runs_in_a_unit_of_its_own() {
     assert_eq!(guest.sh("systemctl --failed --no-legend"), "");
 }
 
+/// As a shutdown does it: TERM, the workload's own grace, a last word; and nothing of the workload is left.
+#[test]
+fn the_end_of_a_workloads_unit_is_written_down() {
+    let stage = Stage::new("stop");
+    let guest = Guest::debian(&stage);
+    let mut owner = Dial::exec(&guest.name);
+    owner.hello("owner");
+    // What it leaves is no part of its process group.
+    owner.start("job-1", "trap 'echo asked' TERM; setsid sleep 1111 & pika-guest ready; while :; do sleep 0.1; done");
+    owner.event("ready");
+    owner.say(&json!({ "release": {} }));
+    let stopping = guest.sh("date +%s; systemctl stop 'pika-guest-supervise@*'; date +%s");
+    let (began, ended) = stopping.split_once('\n').unwrap();
+    let took = ended.parse::<u64>().unwrap() - began.parse::<u64>().unwrap();
+    assert!((5..20).contains(&took), "its grace of 5 s, and not much more: {took} s");
+    let failed = owner.event("failed");
+    assert_eq!(failed["details"]["exit_code"], 137, "{failed}");
+    assert!(guest.sh("cat /run/pika-cloud/logs/guest.log").contains("asked"));
+    let left = "grep -lz 'sleep.1111' /proc/[0-9]*/cmdline | grep -v self | wc -l";
+    assert_eq!(guest.sh(left), "0");
+}
+
+/// Waits until a job says that it is ready; where that does not come, tells all that there is to know.
+fn wait_ready(stage: &Stage, spec: &Spec, running: &mut Running) {
+    let is_ready = || stage.journal(spec).records.iter().any(|record| record["guest"]["kind"] == "ready");
+    let began = Instant::now();
+    while !is_ready() {
+        if began.elapsed() > LIMIT || !running.is_running() {
+            let look = "cat /run/pika-cloud/*.json*; ls -la /run /run/pika-*; systemctl list-jobs; journalctl --no-pager --lines 100";
+            let guest = Incus.exec(&spec.instance, look);
+            panic!(
+                "{}\n{}\n{}",
+                running.said(),
+                stage.journal(spec).lines.join("\n"),
+                String::from_utf8_lossy(&guest.stdout)
+            );
+        }
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
 /// The whole of it, by exec, as a host does it with a container.
 #[test]
 fn a_job_goes_on_whatever_becomes_of_the_listener() {
@@ -195,8 +260,8 @@ fn a_job_goes_on_whatever_becomes_of_the_listener() {
     let command = "echo began; pika-guest ready; cat /proc/self/cgroup > $PIKA_CLOUD_DIR/artifacts/cgroup
         while [ ! -e /tmp/gate ]; do pika-guest progress step; sleep 0.1; done; echo ended; exit 7";
     let spec = job(&stage, &image, command);
-    let running = stage.start(&spec);
-    stage.wait_ready(&spec);
+    let mut running = stage.start(&spec);
+    wait_ready(&stage, &spec, &mut running);
     for command in [
         "stop pika-guest",
         "start pika-guest",
@@ -291,33 +356,50 @@ fn a_shutdown_reaches_the_workload() {
     assert!(guest.sh("cat /var/tmp/events.jsonl").contains("saved"));
 }
 
+/// What any init that is none of systemd has of it: folders, reports, another listener for one that was killed, and workloads that
+/// outlive it.
+fn check_listener(guest: &Guest, parent: &str) {
+    guest.wait_listening();
+    let folders = guest.sh("stat -c '%a %G' /run/pika-cloud /run/pika-cloud/artifacts");
+    assert_eq!(folders, "2775 pika-cloud\n2775 pika-cloud");
+    guest.sh("su ci -s /bin/sh -c 'pika-guest ready'");
+    let mut owner = Dial::exec(&guest.name);
+    owner.hello("owner");
+    owner.event("ready");
+    owner.start("job-1", "while :; do pika-guest progress step; sleep 0.2; done");
+    owner.event("starting");
+    drop(owner);
+    guest.kill_listener(parent);
+    let mut owner = Dial::exec(&guest.name);
+    assert_eq!(owner.hello("owner")["request_id"], "job-1");
+    for _ in 0..20 {
+        owner.event("starting");
+    }
+}
+
 /// Under an init of a few kilobytes.
 #[test]
 fn busybox_runs_the_listener() {
     let stage = Stage::new("busybox");
     let guest = Guest::launch(&stage, Arc::new(Image::with_busybox_init()));
-    let listens = || Incus.exec(&guest.name, &format!("[ -S {SERVE} ]")).status.success();
-    eventually("the agent listens", listens);
-    assert_eq!(
-        guest.sh("stat -c '%a %G' /run/pika-cloud /run/pika-cloud/artifacts"),
-        "2775 pika-cloud\n2775 pika-cloud"
-    );
-    guest.sh("su ci -c 'pika-guest ready'");
-    let mut observer = Dial::exec(&guest.name);
-    observer.hello("observer");
-    observer.event("ready");
-    // It is started again, and finds everything.
-    let pid = || {
-        guest.sh("pidof pika-guest | tr ' ' '\n' | while read p; do [ $(awk '/PPid/{print $2}' /proc/$p/status) = 1 ] && echo $p; done || true")
-    };
-    let first = pid();
-    guest.sh(&format!("kill -9 {first}"));
-    let second =
-        until("another one", Duration::from_secs(30), || Some(pid()).filter(|now| !now.is_empty() && *now != first));
-    // Bound under another name, and renamed.
-    eventually("it listens", || listens() && guest.sh("cat /proc/net/unix").contains("serve.sock"));
-    println!("listener {first}, then {second}");
-    let kinds: Vec<Value> =
-        guest.sh("cat /run/pika-cloud/events.jsonl").lines().map(|line| serde_json::from_str(line).unwrap()).collect();
-    assert_eq!(kinds[0]["kind"], "ready");
+    check_listener(&guest, "init");
+}
+
+#[test]
+fn openrc_runs_the_listener() {
+    let stage = Stage::new("openrc");
+    let guest = Guest::launch(&stage, Arc::new(Image::openrc_with_agent()));
+    check_listener(&guest, "supervise-daemon");
+    let said = guest.sh("cat /var/log/pika-guest.log");
+    assert!(said.contains("does not listen on vsock: this is a container"), "{said}");
+    // Its stop is not the workload's.
+    guest.sh("rc-service pika-guest stop");
+    assert_eq!(guest.listeners("supervise-daemon"), "");
+    let mut owner = Dial::exec(&guest.name);
+    owner.hello("owner");
+    for _ in 0..20 {
+        owner.event("starting");
+    }
+    guest.sh("rc-service pika-guest start");
+    guest.wait_listening();
 }

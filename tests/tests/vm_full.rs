@@ -101,6 +101,20 @@ fn a_vm_that_nobody_listens_in_is_reached_by_exec() {
     stage.check_nothing_left(&spec);
 }
 
+/// The image has an agent that is not asked: the host's own goes in through incus-agent.
+#[test]
+fn a_vm_gets_the_hosts_own_agent_by_exec() {
+    let Some(vms) = IncusVms::get() else { return };
+    let stage = Stage::new("inject");
+    let spec = vms.spec(&stage, VmKind::WithIncusAgent, "pika-guest ready; echo 1 > $PIKA_CLOUD_DIR/artifacts/one");
+    let spec = spec.with("incus.agent", "inject");
+    vms.start(&stage, &spec).finish().expect(0);
+    assert_eq!(stage.outputs(&spec).artifacts(), ["one"]);
+    assert_eq!(transports(&stage, &spec), ["exec"]);
+    assert_eq!(stage.journal(&spec).host("session")[0]["agent"], "host");
+    stage.check_nothing_left(&spec);
+}
+
 /// incus-agent mounts them when it is up, and pika-cloud's own agent answers before.
 #[test]
 fn folders_and_volumes_are_there_before_the_job_begins() {
@@ -121,6 +135,21 @@ fn folders_and_volumes_are_there_before_the_job_begins() {
     assert_eq!(stage.outputs(&spec).log(), "waited 0\nfrom the host\n");
     let kept = format!("/var/lib/incus/storage-pools/default/custom/default_{volume}/word");
     assert_eq!(fs::read_to_string(kept).unwrap(), "kept\n");
+    stage.check_nothing_left(&spec);
+}
+
+/// Without incus-agent nobody mounts them: the job does not begin, and says which one it waited for.
+#[test]
+fn a_mount_that_nobody_brings_is_named() {
+    let Some(vms) = IncusVms::get() else { return };
+    let stage = Stage::new("unmounted");
+    let snapshot = stage.more("snapshot");
+    fs::create_dir(&snapshot).unwrap();
+    let mounts = json!([{ "kind": "read_only_snapshot", "guest_path": "/snapshot", "source": snapshot }]);
+    let spec = vms.spec(&stage, VmKind::Bare, "echo begun").with("mounts", mounts).as_root();
+    let done = vms.start(&stage, &spec).finish().expect(126);
+    assert!(done.stderr.contains("`/snapshot` is not mounted"), "{}", done.stderr);
+    assert!(!stage.outputs(&spec).log().contains("begun"), "{}", stage.outputs(&spec).log());
     stage.check_nothing_left(&spec);
 }
 

@@ -10,7 +10,7 @@ use serde_json::json;
 use super::append::{Draft, What};
 use super::error::LedgerError;
 use super::format::DROPPED;
-use super::{Locked, system};
+use super::{Locked, own_caps, system};
 
 /// A file smaller than this is never at a cap.
 const LOW: u64 = 1024 * 1024;
@@ -41,9 +41,9 @@ impl Cap {
     }
 }
 
-/// At most [`MAX_UNACKED_EVENT_BYTES`] with the reserve, a quarter of the memory limit, half of what the file system has.
+/// At most [`MAX_UNACKED_EVENT_BYTES`] (or what the image says) with the reserve, a quarter of the memory limit, half of what the file system has.
 fn find_cap(ledger: &Locked<'_>) -> u64 {
-    let mut cap = MAX_UNACKED_EVENT_BYTES;
+    let mut cap = own_caps::lower(own_caps::EVENTS_ENV, MAX_UNACKED_EVENT_BYTES);
     if let Some(limit) = system::memory_limit() {
         cap = cap.min(limit / 4);
     }

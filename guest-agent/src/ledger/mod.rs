@@ -30,6 +30,7 @@ mod folder;
 mod format;
 pub mod lines;
 mod lock;
+pub mod own_caps;
 mod room;
 mod rotate;
 pub mod scan;

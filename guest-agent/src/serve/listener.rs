@@ -7,7 +7,8 @@
 //!   timers ──────┘ retry, rest, watchdog
 //! ```
 //!
-//! It reads no byte of any connection and holds no state that matters: sessions find everything in the files. So whatever kills
+//! It reads no byte of any connection and holds no state that matters: sessions find everything in the files, which it begins
+//! before it listens. So whatever kills
 //! it, the next one goes on where it was, and supervisors and workloads, which belong to nobody's session, do not notice. With
 //! nothing to do it sleeps in `poll` without a deadline.
 //!
@@ -99,6 +100,7 @@ pub fn serve(places: Vec<Place>) -> Result<(), ServeError> {
     let signals =
         Signals::of(&[libc::SIGTERM, libc::SIGINT, libc::SIGHUP, libc::SIGCHLD]).map_err(ServeError::Signals)?;
     let now = Instant::now();
+    begin_files();
     let doors = places.into_iter().map(Door::new).collect();
     let mut listener = Listener { doors, sessions: Sessions::default(), manager: Manager::new(now), signals };
     for door in &mut listener.doors {
@@ -107,6 +109,14 @@ pub fn serve(places: Vec<Place>) -> Result<(), ServeError> {
     listener.run();
     listener.end();
     Ok(())
+}
+
+/// Begins the contract's files before anybody can dial, as whoever comes first does: no session has to make them while its host
+/// waits, and a workload finds them. What is wrong with them, each session tells its host.
+fn begin_files() {
+    if let Err(error) = Ledger::open().and_then(|ledger| ledger.lock().map(drop)) {
+        say(&format!("the contract's files cannot be begun yet: {error}"));
+    }
 }
 
 /// Whatever we were started with goes no further than to us.

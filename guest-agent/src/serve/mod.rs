@@ -7,8 +7,10 @@
 //!                          container              where it does not
 //!                          sessions               the processes that it spawned
 //!                          notify, say            what systemd and people are told
+//!                          boot                   whether the guest is up that far
 //! ```
 
+mod boot;
 mod container;
 mod files;
 mod listen;

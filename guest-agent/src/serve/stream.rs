@@ -18,6 +18,7 @@ use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use rustix::io::Errno;
 
+use super::boot;
 use super::files::Files;
 use super::output::Output;
 use crate::ledger::prune_previous;
@@ -32,6 +33,7 @@ const LAST_WORDS: Duration = Duration::from_secs(2);
 
 /// Serves one session on standard input and output, about the files at `root`.
 pub fn serve_stdio(root: &Path) -> Ending {
+    boot::settle(root);
     let (stdin, stdout) = (std::io::stdin(), std::io::stdout());
     let mut session = Session {
         input: stdin.as_fd(),

@@ -10,7 +10,7 @@ use pika_cloud_common::paths;
 use rustix::fd::OwnedFd;
 use rustix::fs::{self, OFlags};
 
-use crate::ledger::{AckFile, Ledger, LedgerError, system, write_all};
+use crate::ledger::{AckFile, Ledger, LedgerError, own_caps, system, write_all};
 
 /// A log smaller than this is never at a cap, and so often the cap is looked at again.
 const STEP: u64 = 1024 * 1024;
@@ -88,7 +88,7 @@ impl Log {
         self.looked = Some(Instant::now());
         let acked = AckFile::read(ledger.folder(), &self.stream_id).logs.get(paths::GUEST_LOG).copied();
         let waiting = self.size.saturating_sub(acked.unwrap_or(0));
-        let mut cap = MAX_UNACKED_LOG_BYTES;
+        let mut cap = own_caps::lower(own_caps::LOGS_ENV, MAX_UNACKED_LOG_BYTES);
         if let Some(limit) = system::memory_limit() {
             cap = cap.min(limit / 4);
         }

@@ -14,7 +14,7 @@ use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::thread::{set_thread_gid, set_thread_groups, set_thread_uid};
 
 use super::{memory, search_path, signals};
-use crate::ledger::{Folder, Ledger};
+use crate::ledger::{Folder, Ledger, own_caps};
 use crate::users::{self, User};
 
 /// Used where neither the request nor our own environment says.
@@ -144,8 +144,8 @@ fn prepare(root: &Folder, what: &What) -> Result<(Command, Option<User>, String)
             command.arg("-c").arg(line).current_dir(folder).env_clear();
             let asked = env.get("PATH").map(OsString::from);
             let path = asked.or_else(|| std::env::var_os("PATH").filter(|path| !path.as_bytes().is_empty()));
-            if let Some(lang) = std::env::var_os("LANG") {
-                command.env("LANG", lang);
+            for name in ["LANG"].into_iter().chain(own_caps::ENVIRONMENT) {
+                command.envs(std::env::var_os(name).map(|value| (name, value)));
             }
             command.env("HOME", &user.home).env("USER", &user.name).env("LOGNAME", &user.name);
             command.env("SHELL", "/bin/sh").env("PWD", folder);

@@ -353,7 +353,8 @@ impl Baking<'_> {
         for _ in 0..SWAPS {
             let Some(alias) = client.alias(project, to).await.map_err(fail())? else {
                 if client.make_alias(project, to, fingerprint).await.map_err(fail())? {
-                    return Ok(swapped(held));
+                    swapped(held);
+                    return Ok(());
                 }
                 continue;
             };
@@ -362,7 +363,10 @@ impl Baking<'_> {
                 held.replaces(&alias.target)?;
             }
             match client.move_alias(project, to, &alias, fingerprint).await {
-                Ok(Patched::Done) => return Ok(swapped(held)),
+                Ok(Patched::Done) => {
+                    swapped(held);
+                    return Ok(());
+                }
                 Ok(Patched::Raced) => {}
                 // The alias went, or the image did.
                 Err(error) if error.is_not_found() => {

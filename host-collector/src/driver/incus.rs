@@ -12,7 +12,7 @@ use pika_cloud_common::wire::Transport;
 use super::backend::{Backend, Link};
 use crate::agent_binary::AgentSource;
 use crate::clock::HostClock;
-use crate::incus::{Client, Error, InstanceState, InstanceView, Labels, Ownership, Patched, label, provision};
+use crate::incus::{Client, Error, InstanceState, InstanceView, Labels, Ownership, Patched, Work, label, provision};
 use crate::machine::{CallFailure, SessionLoss};
 use crate::runtime::{Agent, Answer, Call, Claim, Seen, Way};
 use crate::transport::{PUT_DIAL_TIMEOUT, dial_exec, dial_own, dial_vsock};
@@ -91,13 +91,18 @@ impl IncusBackend {
         };
         match found.map_err(|error| failure(&error))? {
             // Asked for by a collector that died, or did not hear the answer. Whose it is shows once it is there.
-            None if search && self.is_being_created(instance).await? => Ok(Some(self.unborn(instance))),
+            None if search && self.is_at(Work::Creating, instance).await? => Ok(Some(self.unborn(instance))),
+            // Likewise. To be asked to start it once more, it would take for a failure.
+            Some(view) if view.state() == InstanceState::Stopped && self.is_at(Work::Starting, &view.name).await? => {
+                let status = "being started".to_owned();
+                Ok(Some(Seen { state: InstanceState::Changing, status, ..seen(view) }))
+            }
             found => Ok(found.map(seen)),
         }
     }
 
-    async fn is_being_created(&self, instance: &str) -> Result<bool, CallFailure> {
-        let asked = self.client.is_being_created(&self.spec.incus.project, instance).await;
+    async fn is_at(&self, work: Work, instance: &str) -> Result<bool, CallFailure> {
+        let asked = self.client.is_at(work, &self.spec.incus.project, instance).await;
         asked.map_err(|error| failure(&error))
     }
 

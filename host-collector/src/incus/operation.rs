@@ -27,8 +27,23 @@ pub(super) struct Operation {
     pub(super) metadata: Value,
 }
 
-/// What Incus calls an operation that makes an instance.
-const CREATING: &str = "Creating instance";
+/// What Incus may be doing with an instance, in its own words for it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Work {
+    /// It makes it.
+    Creating,
+    /// It starts it.
+    Starting,
+}
+
+impl Work {
+    fn descriptions(self) -> &'static [&'static str] {
+        match self {
+            Self::Creating => &["Creating instance"],
+            Self::Starting => &["Starting instance", "Restarting instance"],
+        }
+    }
+}
 
 /// An operation in a list of them.
 #[derive(Debug, Deserialize)]
@@ -43,8 +58,8 @@ struct Listed {
 }
 
 impl Listed {
-    fn is_create(&self) -> bool {
-        self.description == CREATING && progress(self.status_code) == Progress::Going
+    fn is_going(&self, work: Work) -> bool {
+        work.descriptions().contains(&self.description.as_str()) && progress(self.status_code) == Progress::Going
     }
 
     /// The last parts of the paths of what it is about.
@@ -53,8 +68,8 @@ impl Listed {
         paths.filter_map(|path| path.split('?').next()?.rsplit('/').next())
     }
 
-    fn creates(&self, name: &str) -> bool {
-        self.is_create() && self.names().any(|created| created == name)
+    fn is(&self, work: Work, name: &str) -> bool {
+        self.is_going(work) && self.names().any(|its| its == name)
     }
 
     /// Incus calls the publishing of an image a download, and names neither the instance nor the image.
@@ -67,16 +82,16 @@ impl Listed {
 }
 
 impl Client {
-    /// Whether Incus is at work on a create of an instance of that name, whoever asked for it: one that is not there yet may
-    /// come to be.
-    pub(crate) async fn is_being_created(&self, project: &str, name: &str) -> Result<bool, Error> {
-        Ok(self.operations(project).await?.iter().any(|one| one.creates(name)))
+    /// Whether Incus is at work on an instance of that name, whoever asked for it: one that is not there yet may come to be, and
+    /// one that is stopped may be about to run.
+    pub(crate) async fn is_at(&self, work: Work, project: &str, name: &str) -> Result<bool, Error> {
+        Ok(self.operations(project).await?.iter().any(|one| one.is(work, name)))
     }
 
     /// Names of the instances of a project that Incus is making. Those that it has made a record of are in its lists, too.
     pub(crate) async fn being_created(&self, project: &str) -> Result<Vec<String>, Error> {
         let all = self.operations(project).await?;
-        Ok(all.iter().filter(|one| one.is_create()).flat_map(Listed::names).map(str::to_owned).collect())
+        Ok(all.iter().filter(|one| one.is_going(Work::Creating)).flat_map(Listed::names).map(str::to_owned).collect())
     }
 
     /// Whether an image may be under way in a project: by that operation where one is named, else by any that could be one.
@@ -205,8 +220,12 @@ mod tests {
                 "resources": {"instances": ["/1.0/instances/pika-bake-1?project=p"]}}"#,
         );
         let over = listed(r#"{"status_code": 400, "description": "Downloading image", "resources": null}"#);
-        assert!(publish.may_publish() && !publish.creates("pika-bake-1"));
-        assert!(create.creates("pika-bake-1") && !create.creates("pika-bake") && !create.may_publish());
+        assert!(publish.may_publish() && !publish.is(Work::Creating, "pika-bake-1"));
+        assert!(
+            create.is(Work::Creating, "pika-bake-1")
+                && !create.is(Work::Creating, "pika-bake")
+                && !create.may_publish()
+        );
         assert!(!over.may_publish());
     }
 

@@ -37,7 +37,8 @@ const VSOCK_TRIES: u32 = 3;
 /// Streams of the image's agent in a row that ended without a session, or soon after it, before ours takes its place.
 const MAX_DEATHS: u32 = 3;
 
-/// Times in a row that a container could not take our agent. A machine may not have come up that far.
+/// Times in a row that a container could not take our agent, before it is given up. A machine may not have come up that far,
+/// and a run is worth `silence_secs`.
 const MAX_REFUSED_PUTS: u32 = 3;
 
 /// What to do about an image that was to have an agent.
@@ -219,7 +220,7 @@ impl Route {
             SessionLoss::NotPut(message) => {
                 self.refused_puts += 1;
                 let message = self.with_lack(message);
-                if self.is_machine || self.refused_puts < MAX_REFUSED_PUTS {
+                if self.is_machine || self.is_heard || self.refused_puts < MAX_REFUSED_PUTS {
                     return SessionLoss::Lost(message);
                 }
                 SessionLoss::NoAgent(message)

@@ -64,6 +64,11 @@ pub(crate) fn provide_vm_tools() -> Result<()> {
     provide_tools(&[("/usr/sbin/mke2fs", "e2fsprogs"), ("/usr/bin/qemu-img", "qemu-utils")])
 }
 
+/// Sees to it that there is what the NixOS module is checked with.
+pub(crate) fn provide_nix() -> Result<()> {
+    provide_tools(&[("/usr/bin/nix", "nix-bin"), ("/usr/bin/systemd-analyze", "systemd")])
+}
+
 /// Installs the packages of those programs that are not there.
 fn provide_tools(tools: &[(&str, &'static str)]) -> Result<()> {
     let missing: Vec<&str> =
@@ -88,8 +93,9 @@ pub(crate) fn provide_busybox() -> Result<PathBuf> {
 fn install(packages: &[&str]) -> Result<()> {
     if !has_apt() {
         return Err(Failure::step(format!(
-            "{} missing, and this machine has no apt-get to install it with: install Incus 6.0 or newer, a static \
-             busybox at {BUSYBOX} and, for the tests, QEMU 7.2 or newer at {QEMU}, then run this again",
+            "{} missing, and this machine has no apt-get to install it with: install it otherwise (Incus 6.0 or newer, a \
+             static busybox at {BUSYBOX}; for the tests QEMU 7.2 or newer at {QEMU}; for the NixOS module's checks Nix \
+             2.8 or newer and systemd 252 or newer in /usr/bin), then run this again",
             packages.join(", ")
         )));
     }

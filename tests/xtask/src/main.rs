@@ -13,6 +13,7 @@ mod guard;
 mod image;
 mod incus;
 mod lab;
+mod nix;
 mod place;
 mod processes;
 mod run;
@@ -42,13 +43,16 @@ Commands that need a real Incus (as root; each starts a private daemon and takes
   bench [--json]         Measure against the limits that the project promises
   incus [--bare]         Keep a private daemon with the test images until Ctrl-C, and print how to reach
                          it. --bare: without building pika-guest, only the image that has no agent
-  ci                     What a change must pass: format, clippy, docs, the agent's size, then `test`
+  ci                     What a change must pass: format, clippy, docs, the agent's size, `nix`, then `test`
 
 Commands that need nothing:
   sim [--seeds N] [--seed S]
                          Simulate runtimes under faults and check every invariant of the design; a seed that
                          fails is printed, and --seed shows it step by step (sim --help has more)
   agent                  Build the static pika-guest, check its size and that it is static
+  nix                    Check the NixOS module: format, every option, its units, what it must refuse. Debian's
+                         nix-bin and systemd are installed where they are missing; PIKA_UPDATE=1 writes the
+                         golden files anew
 
 On Debian 12 or 13 Incus, and for `test` and `bench` QEMU, are installed by apt where there are none; this may add the suite bookworm-backports,
 from the machine's own Debian source. An Incus that runs already is never touched. All commands can be run
@@ -94,6 +98,7 @@ fn dispatch(args: &[String]) -> Result<()> {
         ["ci"] => tasks::ci(),
         ["sim", ref rest @ ..] => tasks::simulate(rest),
         ["agent"] => cargo::checked_agent().map(drop),
+        ["nix"] => nix::check(),
         [command, ..] => Err(Failure::usage(format!(
             "`cargo xtask {}` is no command that is known here ({command}); `cargo xtask --help` lists them",
             args.join(" ")

@@ -10,7 +10,7 @@ use std::time::Duration;
 use crate::cargo::{self, Profile, cargo};
 use crate::failure::{Failure, Result, Tried};
 use crate::lab::{self, Kept, Lab};
-use crate::{debian, debian_image, image, incus, place, run, say, signals, vm};
+use crate::{debian, debian_image, image, incus, nix, place, run, say, signals, vm};
 
 /// A lab that is ready: daemon, pool, images and programs.
 struct Ready {
@@ -46,7 +46,7 @@ impl Ready {
         if let Some((agent, cloud)) = self.programs.clone() {
             all.extend([("PIKA_TEST_AGENT", agent), ("PIKA_TEST_CLOUD", cloud)]);
         }
-        all.extend(debian_image::kept().map(|image| ("PIKA_TEST_DEBIAN_IMAGE", image)));
+        all.extend(debian_image::kept());
         all
     }
 
@@ -251,6 +251,7 @@ pub(crate) fn ci() -> Result<()> {
     let mut doc = cargo(&["doc", "--workspace", "--no-deps"]);
     run::shown(doc.env("RUSTDOCFLAGS", "-D warnings"))?;
     cargo::checked_agent()?;
+    nix::check()?;
     test(&TestArgs::default())
 }
 

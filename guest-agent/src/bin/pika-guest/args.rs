@@ -21,6 +21,7 @@ pub(crate) struct Cli {
 const AFTER_HELP: &str = "\
 The files are in /run/pika-cloud (or where PIKA_CLOUD_DIR says): events.jsonl, status.json, result.json, logs/guest.log,
 and artifacts/ for whatever the host shall collect. Every verb writes them itself and returns when they hold.
+PIKA_GUEST_MAX_EVENT_BYTES and PIKA_GUEST_MAX_LOG_BYTES lower what may wait for the host (64 and 256 MiB).
 
 Examples:
   pika-guest starting --message 'migrating the database'

@@ -11,6 +11,7 @@ use std::process::ExitCode;
 
 use clap::Parser as _;
 use pika_cloud_common::State;
+use pika_guest_agent::ledger::own_caps;
 
 use args::{Cli, Verb};
 use exit::{EX_USAGE, Failure};
@@ -23,7 +24,8 @@ fn main() -> ExitCode {
             return if error.use_stderr() { ExitCode::from(EX_USAGE) } else { ExitCode::SUCCESS };
         }
     };
-    match run(cli.verb) {
+    let done = own_caps::check().map_err(Failure::Environment).and_then(|()| run(cli.verb));
+    match done {
         Ok(code) => ExitCode::from(code),
         Err(failure) => {
             eprintln!("pika-guest: {failure}");

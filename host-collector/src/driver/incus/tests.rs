@@ -82,8 +82,9 @@ async fn answer(mut stream: UnixStream, config: &Value, raced: bool, asked: &Mut
     asked.lock().unwrap().push(format!("{method} {said}"));
     let (code, body) = if method == "PATCH" && (raced || !matches) {
         (412, json!({ "type": "error", "error": "changed", "error_code": 412 }))
-    } else if method == "GET" && path.starts_with("/1.0/instances/job-7?project=default ") {
-        let instance = json!({ "name": "job-7", "project": "default", "status": "Stopped", "config": config });
+    } else if method == "GET" && has_instance(path) {
+        let name = path.split(['/', '?']).nth(3).unwrap();
+        let instance = json!({ "name": name, "project": "default", "status": "Stopped", "config": config });
         (200, json!({ "type": "sync", "metadata": instance }))
     } else if method == "GET"
         && (path.starts_with("/1.0/instances/unborn?") || path.starts_with("/1.0/instances/gone?"))
@@ -101,6 +102,10 @@ async fn answer(mut stream: UnixStream, config: &Value, raced: bool, asked: &Mut
     stream.write_all((head + &body).as_bytes()).await.unwrap();
 }
 
+fn has_instance(path: &str) -> bool {
+    ["job-7", "starting"].iter().any(|name| path.starts_with(&format!("/1.0/instances/{name}?project=default ")))
+}
+
 /// As Incus answers, in a project of its own and in the default one.
 fn operations() -> Value {
     let operation = |code: u16, description: &str, path: &str| {
@@ -111,6 +116,7 @@ fn operations() -> Value {
         "running": [
             operation(103, "Creating instance", "/1.0/instances/unborn"),
             operation(103, "Deleting instance", "/1.0/instances/gone?project=default"),
+            operation(103, "Starting instance", "/1.0/instances/starting?project=default"),
             json!({ "id": "y", "class": "token", "description": "x", "status_code": 103, "resources": null }),
         ],
         "success": [operation(200, "Creating instance", "/1.0/instances/gone?project=default")],
@@ -146,6 +152,17 @@ async fn an_instance_that_is_being_created_is_not_taken_for_gone() {
     let failure = destroy("unborn").await.unwrap_err();
     assert!(failure.transient && failure.message.contains("still creating"), "{failure:?}");
     assert_eq!(destroy("gone").await.unwrap(), crate::machine::Destroyed::Gone);
+}
+
+/// A start may take long, too, and whoever asked for it may have died meanwhile.
+#[tokio::test]
+async fn an_instance_that_is_being_started_is_not_taken_for_stopped() {
+    let fake = Fake::new("job-7", "me", 1, false);
+    for (instance, state) in [("job-7", InstanceState::Stopped), ("starting", InstanceState::Changing)] {
+        let call = Call::Look { instance: instance.to_owned(), search: false };
+        let Answer::Looked(Ok(Some(seen))) = fake.backend.call(call).await else { panic!("{instance} is not seen") };
+        assert_eq!((seen.name.as_str(), seen.state), (instance, state));
+    }
 }
 
 fn start(incarnation: u32) -> Call {

@@ -269,7 +269,8 @@ fn tell_message(message: &HostMessage) -> String {
             let logs: Vec<_> = ack.logs.iter().map(|(file, mark)| format!(" {file} {mark}")).collect();
             format!("ack {}{}", ack.seq, logs.concat())
         }
-        HostMessage::Start(start) => format!("start {}", start.request_id),
+        HostMessage::Start(start) if start.mounts.is_empty() => format!("start {}", start.request_id),
+        HostMessage::Start(start) => format!("start {} behind {}", start.request_id, start.mounts.join(" ")),
         HostMessage::Signal(signal) => signal.name.clone(),
         HostMessage::Archive(archive) => format!("archive {}", archive.globs.join(" ")),
         HostMessage::Release(_) => "release".to_owned(),

@@ -1,7 +1,7 @@
 //! Machines that are dialled over vsock: by a number that may be another's, and by another way where that does not work.
 
 use pika_cloud_common::digest::Digest;
-use pika_cloud_common::spec::AgentPolicy;
+use pika_cloud_common::spec::{AgentPolicy, Mount};
 
 use super::*;
 use crate::incus::VsockAddress;
@@ -24,10 +24,10 @@ fn at(cid: u32) -> Seen {
 
 /// Its instance was started, and is dialled.
 fn dialling() -> Shell {
-    dialling_of(machine())
+    dialling_for(machine())
 }
 
-fn dialling_of(spec: RuntimeSpec) -> Shell {
+fn dialling_for(spec: RuntimeSpec) -> Shell {
     let mut shell = Shell::new(spec);
     shell.settled();
     shell.looked(None);
@@ -71,6 +71,20 @@ fn a_machine_is_ours_once_it_says_so_and_incus_does() {
     assert!(asked.contains(&"send ack 1".to_owned()), "what came behind the hello is taken, too: {asked:?}");
     assert_eq!((shell.core.phase(), shell.core.view().transport), (Phase::Live, Some(Transport::Vsock)));
     assert!(shell.core.wants_read());
+}
+
+/// incus-agent brings mounts into a machine that runs already, so that the workload is to wait for them.
+#[test]
+fn a_workload_in_a_machine_is_told_its_mounts() {
+    let mount = |guest_path: &str| Mount { guest_path: guest_path.to_owned(), ..Mount::default() };
+    let mut spec = machine();
+    spec.mounts = vec![mount("/workspace"), mount("/data")];
+    let mut shell = dialling_for(spec);
+    connected(&mut shell, 7);
+    shell.read(&hello_of(Some(OURS)));
+    shell.looked(Some(at(7)));
+    let asked = shell.settled();
+    assert!(asked.contains(&"send start job-7.1 behind /workspace /data".to_owned()), "{asked:?}");
 }
 
 #[test]
@@ -134,7 +148,7 @@ fn exec_is_tried_where_vsock_does_not_work() {
 fn ways_that_bring_no_session_take_turns() {
     let mut spec = machine();
     spec.incus.agent = AgentPolicy::Baked;
-    let mut shell = dialling_of(spec);
+    let mut shell = dialling_for(spec);
     let mut ways = Vec::new();
     for _ in 0..8 {
         let by_exec = ways.last().is_some_and(|way| way == "dial pika-7");
