@@ -14,6 +14,7 @@ use rustix::fs::OFlags;
 use rustix::process::PidfdFlags;
 
 use super::marks::Marks;
+use super::settled;
 use super::stream::refusal;
 use crate::ledger::{
     self, AckFile, FileLock, Folder, Ledger, LedgerError, OWNER, OwnerFile, SESSION_LOCK, SUPERVISOR_LOCK, StreamFile,
@@ -80,6 +81,7 @@ impl Files {
             let message = "the host means another machine: the number that it dialled is ours by now".to_owned();
             return Err(SessionError { code: ErrorCode::AnotherMachine, message });
         }
+        settled::wait_for_run(&self.root);
         let ledger = Ledger::open_at(&self.root).map_err(|error| broken(&error))?;
         let watch = Watch::new(ledger.folder());
         let (source, mut opened) = source::open(&ledger, hello, &self.session).map_err(|error| match &error {

@@ -1,7 +1,7 @@
 //! Serves sessions: one on standard input and output, or many behind a listener.
 //!
 //! ```text
-//!   Incus exec ──────────────────────────────► stream ──► session core, files
+//!   Incus exec ── settled ────────────────────► stream ──► session core, files
 //!   vsock, UNIX socket ──► listener ── spawns ──► stream
 //!                          listen, vsock, unix    where it listens, and to whom
 //!                          container              where it does not
@@ -20,6 +20,7 @@ mod notify;
 mod output;
 mod say;
 mod sessions;
+mod settled;
 mod stream;
 mod unix;
 mod vsock;

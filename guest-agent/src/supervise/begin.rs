@@ -100,7 +100,7 @@ fn spawn(root: &Path, lock: &FileLock, start: &Start) -> std::io::Result<Child> 
     child
 }
 
-/// The supervisor's side of [`spawn`]: runs what it was given to its end; gives the workload's exit code.
+/// The supervisor that was spawned: runs what it was given to its end; gives the workload's exit code.
 pub fn supervise_spawned(ledger: &Ledger, lock_fd: i32) -> Result<i32, LedgerError> {
     // SAFETY: F_SETFD touches no memory; on a number that is not open it fails.
     if lock_fd <= 2 || unsafe { libc::fcntl(lock_fd, libc::F_SETFD, libc::FD_CLOEXEC) } != 0 {

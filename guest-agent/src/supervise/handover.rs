@@ -43,7 +43,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::watch::timespec;
 
-/// Names the socket, where it is elsewhere than [`SOCKET`]. Where it is set, starts go over that socket or nowhere.
+/// Names the socket, where it is elsewhere than in `/run/pika-guest`. Where it is set, starts go over that socket or nowhere.
 pub const SOCKET_ENV: &str = "PIKA_GUEST_SUPERVISE";
 /// Where the init listens for starts.
 const SOCKET: &str = "/run/pika-guest/supervise.sock";
