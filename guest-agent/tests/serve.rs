@@ -12,7 +12,7 @@ use std::os::unix::process::CommandExt as _;
 use std::time::{Duration, Instant};
 
 use pika_cloud_common::wire::{HostMessage, Role};
-use pika_guest_agent::serve::MAX_SESSIONS;
+use pika_guest_agent::serve::{MAX_LOCAL_SESSIONS, MAX_SESSIONS};
 use rig::listener::{Serve, descriptors_of, hear, status_of};
 use rig::{Guest, SOON, Stream, eventually, wait};
 use rustix::process::{Pid, Signal};
@@ -60,20 +60,20 @@ fn a_job_over_the_listener() {
 fn so_many_sessions_and_no_more() {
     let guest = Guest::new();
     let serve = Serve::new(&guest);
-    let mut open: Vec<_> = (0..MAX_SESSIONS).map(|_| serve.session(Role::Observer)).collect();
+    let mut open: Vec<_> = (0..MAX_LOCAL_SESSIONS).map(|_| serve.session(Role::Observer)).collect();
     for _ in 0..3 {
         let heard = hear(serve.connect(), SOON);
         let line: serde_json::Value = serde_json::from_str(&heard).unwrap();
         assert_eq!(line["error"]["code"], "too_many_sessions");
     }
-    serve.find("there are 16 sessions");
+    serve.find("there are 8 sessions");
     // Those that are open are none the worse for it, and one that ends makes room.
     guest.ok(&["ready"]);
     for stream in &mut open {
         stream.find_event("ready");
     }
     drop(open.pop());
-    eventually("room", || serve.sessions().len() < MAX_SESSIONS);
+    eventually("room", || serve.sessions().len() < MAX_LOCAL_SESSIONS);
     serve.session(Role::Owner);
 }
 

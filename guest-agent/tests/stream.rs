@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use pika_cloud_common::digest::Digest;
 use pika_cloud_common::wire::{Ack, Cursor, Empty, GuestMessage, HostHello, HostMessage, Role};
-use rig::{Guest, Said, events_of, eventually, log_of, misplace, start};
+use rig::{Guest, Said, Stream, events_of, eventually, log_of, misplace, start};
 use serde_json::json;
 
 fn append(guest: &Guest, bytes: &[u8]) {
@@ -215,12 +215,19 @@ fn a_request_is_started_once() {
 fn a_stream_that_is_killed_loses_nothing() {
     let guest = Guest::new();
     let mut owner = guest.owner();
-    let command =
-        format!("for i in 1 2 3 4 5 6; do {} progress p --message $i; sleep 0.05; done", rig::binary().display());
+    // Each event waits for its turn, so that there is one to come whenever a session begins.
+    let turns = guest.dir.path().join("turn");
+    let turn = |number: u32| std::fs::write(format!("{}{number}", turns.display()), "").unwrap();
+    let command = format!(
+        "for i in 1 2 3 4 5 6; do until [ -e {}$i ]; do sleep 0.02; done; {} progress p --message $i; done",
+        turns.display(),
+        rig::binary().display()
+    );
     owner.start("job-1", &command);
     owner.find_notice("started");
     let mut seen = Vec::new();
-    for _ in 0..4 {
+    for number in 1..=4 {
+        turn(number);
         seen.push(owner.find("an event", Said::event));
         kill(owner.id());
         owner.code();
@@ -235,6 +242,8 @@ fn a_stream_that_is_killed_loses_nothing() {
             said.json()["notice"]["what"].as_str().filter(|what| *what == "already_started").map(|_| ())
         });
     }
+    turn(5);
+    turn(6);
     while !seen.last().unwrap().kind.is_terminal() {
         seen.push(owner.find("an event", Said::event));
     }
@@ -755,6 +764,25 @@ fn a_host_that_means_another_machine_is_refused() {
     let mut ours = guest.stream();
     ours.say(&hello(&uuid.trim().to_ascii_lowercase(), 1));
     ours.find_hello();
+}
+
+/// Over vsock anything on the host may dial, and has the host's number: who does not name the machine learns nothing of it.
+#[test]
+fn over_vsock_a_hello_names_the_machine() {
+    let guest = Guest::new();
+    let mut nameless = Stream::spawn(guest.command(&["stream", "--vsock"]));
+    nameless.say(&HostMessage::Hello(HostHello {
+        protocol: 1,
+        role: Role::Owner,
+        term: u64::MAX,
+        machine: None,
+        after: None,
+        follow: true,
+    }));
+    assert_eq!(nameless.find_error()["code"], "another_machine");
+    nameless.code();
+    // It was no owner, so that its term counts for nothing.
+    guest.owner().find_hello();
 }
 
 /// In a virtual machine mounts come some time after the boot, and a job that began before would find empty folders.

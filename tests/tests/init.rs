@@ -339,6 +339,25 @@ fn a_start_does_not_wait_for_a_slow_boot() {
     assert_eq!(guest.sh("systemctl is-active pika-guest"), "active");
 }
 
+/// A host may be faster than the init itself, which mounts its `/run` over whatever was there.
+#[test]
+fn a_session_before_systemd_is_about_the_files_that_stay() {
+    const LATE: &str = "#!/bin/sh\nsleep 3\nexec /usr/lib/systemd/systemd.real \\\"\\$@\\\"\n";
+    let stage = Stage::new("early");
+    let guest = Guest::debian(&stage);
+    let script =
+        format!("cd /usr/lib/systemd && mv systemd systemd.real && printf \"{LATE}\" > systemd && chmod 755 systemd");
+    guest.sh(&script);
+    let output = Incus.client(&["restart", "--force", &guest.name]).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let mut owner = Dial::exec(&guest.name);
+    guest.sh("test ! -e /run/systemd");
+    owner.hello("owner");
+    owner.start("job-1", "pika-guest ready; sleep 1000");
+    owner.event("ready");
+    assert!(guest.sh("cat /run/pika-cloud/events.jsonl").contains("ready"));
+}
+
 /// A machine that is shut down asks its workloads to end, and waits for that.
 #[test]
 fn a_shutdown_reaches_the_workload() {

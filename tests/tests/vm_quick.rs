@@ -5,6 +5,7 @@
 use std::process::Command;
 use std::time::{Duration, Instant};
 
+use pika_cloud_common::digest::Digest;
 use pika_cloud_common::limits::VSOCK_PORT;
 use pika_cloud_tests::sha256;
 use pika_cloud_tests::vm::{DialError, DrivenVm, GATE, PEER_PORT, Rig, Vm, VmOptions, Vsock, hang_up, spec};
@@ -91,11 +92,19 @@ async fn the_rig_carries_all_bytes_and_tells_refusals_apart() {
     assert!(!vm.is_running());
 }
 
-/// The answer to an observer's hello.
-async fn greet(vsock: &Vsock) -> Value {
+/// An observer's hello to the machine of that uuid.
+fn hello_to(uuid: &str, follow: bool) -> String {
+    let machine = Digest::of(uuid.as_bytes());
+    format!(
+        "{}\n",
+        json!({ "hello": { "protocol": 1, "role": "observer", "term": 1, "machine": machine, "follow": follow } })
+    )
+}
+
+/// What is said to an observer's hello.
+async fn greet(vsock: &Vsock, hello: &str) -> Value {
     let mut stream = dial(vsock, VSOCK_PORT).await;
-    let hello = json!({ "hello": { "protocol": 1, "role": "observer", "term": 1, "follow": false } });
-    stream.write_all(format!("{hello}\n").as_bytes()).await.unwrap();
+    stream.write_all(hello.as_bytes()).await.unwrap();
     let said = line(&mut stream).await;
     hang_up(stream).await;
     serde_json::from_str(&said).unwrap()
@@ -119,8 +128,16 @@ fn a_job_is_followed_and_all_it_leaves_is_collected() {
     driven.wait_ready();
     // An observer beside the owner. What it hears, the agent says of the machine that it runs on.
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
-    let hello = runtime.block_on(greet(&driven.with_vm(|vm| vm.vsock())));
-    assert_eq!(hello["hello"]["machine_uuid"], *options.uuid, "{hello}");
+    let greet = |hello: &str| runtime.block_on(greet(&driven.with_vm(|vm| vm.vsock()), hello));
+    let said = greet(&hello_to(&options.uuid, false));
+    assert_eq!(said["hello"]["machine_uuid"], *options.uuid, "{said}");
+    // Whatever runs on the host can dial, and has the host's number: who does not know the machine is told nothing.
+    let nameless = json!({ "hello": { "protocol": 1, "role": "owner", "term": 99, "follow": false } });
+    for hello in [format!("{nameless}\n"), hello_to("0b57eda0-0000-0000-0000-000000000000", false)] {
+        let said = greet(&hello);
+        assert_eq!(said["error"]["code"], "another_machine", "{said}");
+        assert!(!said.to_string().contains(&options.uuid), "{said}");
+    }
     driven.open_gate();
     let journal = driven.finish(JOB);
 
@@ -181,10 +198,11 @@ fn with(mut spec: Value, pointer: &str, value: Value) -> Value {
 
 /// Hangs up at once, in the middle of a line, after a hello, and after its answer.
 async fn connect_and_disconnect(vsock: &Vsock, times: u32) {
-    const HELLO: &[u8] = b"{\"hello\":{\"protocol\":1,\"role\":\"observer\",\"term\":1,\"follow\":true}}\n";
+    let hello = hello_to(&VmOptions::default().uuid, true);
+    let hello = hello.as_bytes();
     for number in 0..times {
         // Beyond 16 sessions at once, the agent turns away who comes; that guest is slower to end them than we are to come.
-        while !visit(vsock, [&HELLO[..0], &HELLO[..20], HELLO, HELLO][number as usize % 4], number % 4 == 3).await {
+        while !visit(vsock, [&hello[..0], &hello[..20], hello, hello][number as usize % 4], number % 4 == 3).await {
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
     }

@@ -15,15 +15,19 @@
 
 use std::path::{Path, PathBuf};
 
+use pika_cloud_common::paths;
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::fs::{self, AtFlags, FileType, Mode, OFlags, Stat};
 use rustix::io::{self, Errno};
 
 use super::error::LedgerError;
+use super::format::{SESSION_LOCK, SUPERVISOR_LOCK};
 use super::room;
 
 /// Mode of the contract's files.
 const FILE_MODE: Mode = Mode::from_raw_mode(0o664);
+/// Mode of the files whose locks are the writers': to lock a file it is enough to open it, so that nobody else may.
+const LOCK_MODE: Mode = Mode::from_raw_mode(0o660);
 /// Mode of the contract's folders: what is made in them belongs to their group.
 const FOLDER_MODE: Mode = Mode::from_raw_mode(0o2775);
 
@@ -115,8 +119,8 @@ impl Folder {
                     }
                     FileType::RegularFile => {
                         // Whoever made it may have died before it was anybody's to write.
-                        if access.intersects(OFlags::WRONLY | OFlags::RDWR) && is_half_made(&stat, FILE_MODE) {
-                            fs::fchmod(&fd, FILE_MODE)
+                        if access.intersects(OFlags::WRONLY | OFlags::RDWR) && has_other_mode(name, &stat) {
+                            fs::fchmod(&fd, mode_of(name))
                                 .map_err(LedgerError::io("set the mode of", self.path_of(name)))?;
                         }
                         Ok(Some((fd, stat)))
@@ -211,8 +215,8 @@ impl Folder {
     /// Makes the empty file `name`, which must not be there.
     pub(super) fn create_file(&self, name: &str, access: OFlags) -> io::Result<OwnedFd> {
         let flags = access | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let fd = fs::openat(&self.fd, name, flags, FILE_MODE)?;
-        fs::fchmod(&fd, FILE_MODE)?;
+        let fd = fs::openat(&self.fd, name, flags, mode_of(name))?;
+        fs::fchmod(&fd, mode_of(name))?;
         Ok(fd)
     }
 
@@ -237,6 +241,17 @@ impl AsFd for Folder {
 /// Whether something of ours lacks what is given to it right after it is made.
 fn is_half_made(stat: &Stat, mode: Mode) -> bool {
     stat.st_uid == rustix::process::geteuid().as_raw() && stat.st_mode & mode.as_raw_mode() != mode.as_raw_mode()
+}
+
+fn mode_of(name: &str) -> Mode {
+    if matches!(name, paths::EVENTS_SEQ | SESSION_LOCK | SUPERVISOR_LOCK) { LOCK_MODE } else { FILE_MODE }
+}
+
+/// Whether a file of ours is open to fewer than it should be; or, if it is a lock, to more.
+fn has_other_mode(name: &str, stat: &Stat) -> bool {
+    let (mode, other) = (mode_of(name), Mode::RWXO.as_raw_mode());
+    let is_ours = stat.st_uid == rustix::process::geteuid().as_raw();
+    is_half_made(stat, mode) || is_ours && mode == LOCK_MODE && stat.st_mode & other != 0
 }
 
 fn open_folder(at: BorrowedFd<'_>, name: &Path, path: &Path) -> Result<Option<Folder>, LedgerError> {

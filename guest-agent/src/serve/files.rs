@@ -14,7 +14,6 @@ use rustix::fs::OFlags;
 use rustix::process::PidfdFlags;
 
 use super::marks::Marks;
-use super::settled;
 use super::stream::refusal;
 use crate::ledger::{
     self, AckFile, FileLock, Folder, Ledger, LedgerError, OWNER, OwnerFile, SESSION_LOCK, SUPERVISOR_LOCK, StreamFile,
@@ -31,6 +30,7 @@ use crate::watch::Watch;
 /// The files, as one session sees them.
 pub(super) struct Files {
     root: PathBuf,
+    callers: Callers,
     session: String,
     open: Option<Open>,
     /// Supervisors that this process started, to be reaped.
@@ -63,9 +63,34 @@ fn broken(error: &LedgerError) -> SessionError {
     refusal(ErrorCode::Ledger, error)
 }
 
+/// Who may have a session here.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Callers {
+    /// Whoever has our input and output: the transport has named this machine.
+    All,
+    /// Who names this machine. Whatever runs on its host can dial it over vsock, containers too; they do not know its uuid.
+    Knowing,
+}
+
+impl Callers {
+    /// Why there is no session with who means the machine `meant`, on the machine `own`.
+    fn stranger(self, meant: Option<Digest>, own: Option<Digest>) -> Option<&'static str> {
+        match (meant, own) {
+            (Some(meant), Some(own)) if meant != own => {
+                Some("the host means another machine: the number that it dialled is ours by now")
+            }
+            (None, _) if self == Self::Knowing => Some("over vsock a hello names the machine that it means"),
+            (_, None) if self == Self::Knowing => Some(
+                "the agent cannot read its machine's DMI product_uuid: it must run as root, on a machine that has one",
+            ),
+            _ => None,
+        }
+    }
+}
+
 impl Files {
-    pub(super) fn new(root: &Path) -> Self {
-        Self { root: root.to_owned(), session: system::random_id(), open: None, children: Vec::new() }
+    pub(super) fn new(root: &Path, callers: Callers) -> Self {
+        Self { root: root.to_owned(), callers, session: system::random_id(), open: None, children: Vec::new() }
     }
 
     pub(super) fn ledger(&self) -> Option<&Ledger> {
@@ -74,14 +99,11 @@ impl Files {
 
     /// Finds the stream for the host's hello.
     pub(super) fn open(&mut self, hello: &HostHello) -> Refused<Opened> {
-        // Before anything is written down: an owner that means another machine is no owner of ours.
-        if let (Some(meant), Some(uuid)) = (hello.machine, system::machine_uuid())
-            && Digest::of(uuid.as_bytes()) != meant
-        {
-            let message = "the host means another machine: the number that it dialled is ours by now".to_owned();
-            return Err(SessionError { code: ErrorCode::AnotherMachine, message });
+        // Before anything is written down or told: an owner that means another machine is no owner of ours.
+        let own = system::machine_uuid().map(|uuid| Digest::of(uuid.as_bytes()));
+        if let Some(message) = self.callers.stranger(hello.machine, own) {
+            return Err(SessionError { code: ErrorCode::AnotherMachine, message: message.to_owned() });
         }
-        settled::wait_for_run(&self.root);
         let ledger = Ledger::open_at(&self.root).map_err(|error| broken(&error))?;
         let watch = Watch::new(ledger.folder());
         let (source, mut opened) = source::open(&ledger, hello, &self.session).map_err(|error| match &error {

@@ -80,27 +80,13 @@ pub fn places(port: Option<u32>, no_vsock: bool, unix: Option<PathBuf>) -> Resul
     Ok(vsock.into_iter().chain(unix.map(Place::Unix)).collect())
 }
 
-/// Makes the folders of the contract, so that workloads which are no member of the group that may write there, or run before the
-/// first session, find them. Best effort: whoever needs one that is missing makes it, or says why not.
-fn make_folders() {
-    let made = Ledger::open().and_then(|ledger| {
-        [paths::LOGS_DIR, paths::ARTIFACTS_DIR]
-            .iter()
-            .try_for_each(|name| ledger.folder().child_or_create(name).map(drop))
-    });
-    if let Err(error) = made {
-        say(&error.to_string());
-    }
-}
-
 /// Listens at `places` until a signal ends it.
 pub fn serve(places: Vec<Place>) -> Result<(), ServeError> {
     keep_descriptors();
-    make_folders();
+    begin_files();
     let signals =
         Signals::of(&[libc::SIGTERM, libc::SIGINT, libc::SIGHUP, libc::SIGCHLD]).map_err(ServeError::Signals)?;
     let now = Instant::now();
-    begin_files();
     let doors = places.into_iter().map(Door::new).collect();
     let mut listener = Listener { doors, sessions: Sessions::default(), manager: Manager::new(now), signals };
     for door in &mut listener.doors {
@@ -112,9 +98,15 @@ pub fn serve(places: Vec<Place>) -> Result<(), ServeError> {
 }
 
 /// Begins the contract's files before anybody can dial, as whoever comes first does: no session has to make them while its host
-/// waits, and a workload finds them. What is wrong with them, each session tells its host.
+/// waits, and workloads that may not make them find them. What is wrong with them, each session tells its host.
 fn begin_files() {
-    if let Err(error) = Ledger::open().and_then(|ledger| ledger.lock().map(drop)) {
+    let begun = Ledger::open().and_then(|ledger| {
+        for name in [paths::LOGS_DIR, paths::ARTIFACTS_DIR] {
+            ledger.folder().child_or_create(name)?;
+        }
+        ledger.lock().map(drop)
+    });
+    if let Err(error) = begun {
         say(&format!("the contract's files cannot be begun yet: {error}"));
     }
 }

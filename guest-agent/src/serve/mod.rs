@@ -1,7 +1,7 @@
 //! Serves sessions: one on standard input and output, or many behind a listener.
 //!
 //! ```text
-//!   Incus exec ── settled ────────────────────► stream ──► session core, files
+//!   Incus exec ──────────────────────────────► stream ──► session core, files
 //!   vsock, UNIX socket ──► listener ── spawns ──► stream
 //!                          listen, vsock, unix    where it listens, and to whom
 //!                          container              where it does not
@@ -20,13 +20,13 @@ mod notify;
 mod output;
 mod say;
 mod sessions;
-mod settled;
 mod stream;
 mod unix;
 mod vsock;
 
+pub use files::Callers;
 pub use listen::Place;
 pub use listener::{ServeError, places, serve};
-pub use sessions::MAX_SESSIONS;
+pub use sessions::{MAX_LOCAL_SESSIONS, MAX_SESSIONS};
 pub use stream::serve_stdio;
 pub use unix::UnixError;

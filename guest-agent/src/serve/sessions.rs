@@ -11,7 +11,8 @@
 //! owners counts, they settle among themselves, through the files (`session/source.rs`). It has no descriptor but those three:
 //! everything else here closes on exec.
 //!
-//! The host's session has our rights. Whoever dials the UNIX socket gets a session that runs as that user: a member of the
+//! The host's session has our rights, and must name this machine: any process and any container of the host may dial, but only who
+//! may ask Incus, or root, knows its uuid. Whoever dials the UNIX socket gets a session that runs as that user: a member of the
 //! group can have of it what the files would give anyway, and cannot have a workload started as root.
 //!
 //! How it ends: by itself (the host closed, was silent, said what is no message); with `end {shutdown}` when the listener ends or
@@ -39,23 +40,32 @@ use crate::supervise::signals;
 /// Sessions at once: an owner, one that is about to take over, and more observers than anybody has. Beyond it a connection is
 /// told so, and closed.
 pub const MAX_SESSIONS: usize = 16;
+/// How many of them users of this machine may have: none of them keeps the host out.
+pub const MAX_LOCAL_SESSIONS: usize = 8;
 /// How long sessions have for their last words when the listener ends.
 pub(super) const END_GRACE: Duration = Duration::from_secs(3);
 
 /// Said to who is one too many.
-fn too_many() -> Vec<u8> {
-    let message = format!(
-        "the agent has as many sessions as it serves at once ({MAX_SESSIONS}); one must end before another can begin"
-    );
+fn too_many(limit: usize) -> Vec<u8> {
+    let message =
+        format!("the agent has as many sessions as it serves at once ({limit}); one must end before another can begin");
     let mut line = Vec::new();
     GuestMessage::Error(SessionError { code: ErrorCode::TooManySessions, message }).write(&mut line);
     line
 }
 
+/// An open session.
+#[derive(Debug)]
+struct Running {
+    pid: Pid,
+    /// Of a user of this machine.
+    is_local: bool,
+}
+
 /// The open sessions.
 #[derive(Debug, Default)]
 pub(super) struct Sessions {
-    running: Vec<Pid>,
+    running: Vec<Running>,
     refused: Seldom,
     too_many: Seldom,
     failed: Seldom,
@@ -72,14 +82,25 @@ impl Sessions {
             Ok(identity) => identity,
             Err(reason) => return self.refused.say(&format!("refused a connection {reason}"), now),
         };
-        if self.running.len() >= MAX_SESSIONS {
+        let is_local = matches!(peer, Peer::Local(_));
+        if let Some(limit) = self.full(is_local) {
             // Best effort, and never waited for: the kernel takes so little at once or not at all.
-            let _ = send(&fd, &too_many(), SendFlags::DONTWAIT | SendFlags::NOSIGNAL);
-            return self.too_many.say(&format!("refused a connection: there are {MAX_SESSIONS} sessions"), now);
+            let _ = send(&fd, &too_many(limit), SendFlags::DONTWAIT | SendFlags::NOSIGNAL);
+            return self.too_many.say(&format!("refused a connection: there are {limit} sessions"), now);
         }
-        match spawn(fd, identity) {
-            Ok(pid) => self.running.push(pid),
+        match spawn(fd, peer, identity) {
+            Ok(pid) => self.running.push(Running { pid, is_local }),
             Err(error) => self.failed.say(&format!("cannot begin a session: {error}"), now),
+        }
+    }
+
+    /// The limit that leaves no room for one more.
+    fn full(&self, is_local: bool) -> Option<usize> {
+        let local = self.running.iter().filter(|session| session.is_local).count();
+        if self.running.len() >= MAX_SESSIONS {
+            Some(MAX_SESSIONS)
+        } else {
+            (is_local && local >= MAX_LOCAL_SESSIONS).then_some(MAX_LOCAL_SESSIONS)
         }
     }
 
@@ -88,7 +109,7 @@ impl Sessions {
         loop {
             match kernel::wait(WaitOptions::NOHANG) {
                 Ok(Some((pid, status))) => {
-                    let was_session = self.running.iter().position(|&running| running == pid);
+                    let was_session = self.running.iter().position(|session| session.pid == pid);
                     if let Some(at) = was_session {
                         self.running.swap_remove(at);
                     }
@@ -116,9 +137,9 @@ impl Sessions {
     }
 
     fn signal(&self, signal: Signal) {
-        for &pid in &self.running {
+        for session in &self.running {
             // Not reaped yet, so that its number is still its own.
-            let _ = kernel::kill_process(pid, signal);
+            let _ = kernel::kill_process(session.pid, signal);
         }
     }
 }
@@ -146,9 +167,12 @@ fn identity_for(peer: &Peer, own: Uid) -> Result<Option<Identity>, String> {
     }
 }
 
-fn spawn(fd: OwnedFd, identity: Option<Identity>) -> std::io::Result<Pid> {
+fn spawn(fd: OwnedFd, peer: &Peer, identity: Option<Identity>) -> std::io::Result<Pid> {
     let mut command = Command::new("/proc/self/exe");
     command.arg0("pika-guest").arg("stream");
+    if *peer == Peer::Host {
+        command.arg("--vsock");
+    }
     for name in notify::ENVIRONMENT {
         command.env_remove(name);
     }
@@ -201,8 +225,18 @@ mod tests {
     }
 
     #[test]
+    fn users_of_the_machine_leave_room_for_the_host() {
+        let session = |is_local| Running { pid: kernel::getpid(), is_local };
+        let mut sessions = Sessions::default();
+        sessions.running.extend((0..MAX_LOCAL_SESSIONS).map(|_| session(true)));
+        assert_eq!((sessions.full(true), sessions.full(false)), (Some(MAX_LOCAL_SESSIONS), None));
+        sessions.running.extend((MAX_LOCAL_SESSIONS..MAX_SESSIONS).map(|_| session(false)));
+        assert_eq!((sessions.full(true), sessions.full(false)), (Some(MAX_SESSIONS), Some(MAX_SESSIONS)));
+    }
+
+    #[test]
     fn one_too_many_is_told_in_words_of_the_protocol() {
-        let line = too_many();
+        let line = too_many(16);
         let line = line.strip_suffix(b"\n").unwrap();
         let GuestMessage::Error(error) = GuestMessage::decode(line).unwrap() else { panic!("{line:?}") };
         assert_eq!(error.code, ErrorCode::TooManySessions);

@@ -19,7 +19,7 @@ use rustix::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use rustix::io::Errno;
 
 use super::boot;
-use super::files::Files;
+use super::files::{Callers, Files};
 use super::output::Output;
 use crate::ledger::prune_previous;
 use crate::session::core::{Action, Core, Ending, Input, Work};
@@ -31,8 +31,8 @@ const READ_BYTES: usize = 64 * 1024;
 /// How long the last words may take to be written.
 const LAST_WORDS: Duration = Duration::from_secs(2);
 
-/// Serves one session on standard input and output, about the files at `root`.
-pub fn serve_stdio(root: &Path) -> Ending {
+/// Serves one session with one of `callers` on standard input and output, about the files at `root`.
+pub fn serve_stdio(root: &Path, callers: Callers) -> Ending {
     boot::settle(root);
     let (stdin, stdout) = (std::io::stdin(), std::io::stdout());
     let mut session = Session {
@@ -41,7 +41,7 @@ pub fn serve_stdio(root: &Path) -> Ending {
         decoder: Decoder::new(),
         output: Output::new(stdout.as_fd()),
         core: Core::new(Instant::now()),
-        files: Files::new(root),
+        files: Files::new(root, callers),
         // Without it they end us without a word.
         signals: Signals::of(&[libc::SIGTERM, libc::SIGINT, libc::SIGHUP]).ok(),
         supervisor: None,

@@ -194,7 +194,8 @@ impl InitSocket {
     pub(super) fn hand_over(&self, root: &Path, lock: BorrowedFd<'_>, start: &Start) -> Result<(), HandOverError> {
         let mut order = serde_json::to_vec(&Order { version: VERSION, root, start })?;
         order.push(b'\n');
-        let peer = Peer { fd: self.dial(Instant::now() + PATIENCE)?, deadline: Instant::now() + PATIENCE };
+        let deadline = Instant::now() + PATIENCE;
+        let peer = Peer { fd: self.dial(deadline)?, deadline };
         peer.send(&order, Some(lock))?;
         let (answer, _) = peer.read_line(MAX_ANSWER_BYTES)?;
         if answer != TAKEN {

@@ -647,3 +647,14 @@ proptest! {
         prop_assert!(session.cursor().is_none_or(|cursor| cursor.logs.len() <= MAX_LOG_FILES));
     }
 }
+
+/// What ends it then says nothing against the agent.
+#[test]
+fn a_session_has_held_once_it_was_open_for_long() {
+    let mut session = session(None);
+    assert!(!session.has_held(NOW + PEER_TIMEOUT), "nobody said hello");
+    session.decoder.feed(&hello_with(""));
+    session.receive().unwrap();
+    assert!(!session.has_held(NOW + PEER_TIMEOUT / 2));
+    assert!(session.has_held(NOW + PEER_TIMEOUT));
+}

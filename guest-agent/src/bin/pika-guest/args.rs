@@ -61,7 +61,7 @@ pub(crate) enum Verb {
     /// Runs a workload: output to logs/guest.log, its start and its end as events.
     Run(RunArgs),
     /// Serves a host's session on standard input and output.
-    Stream,
+    Stream(StreamArgs),
     /// Listens for hosts' sessions, over vsock and a UNIX socket; an init runs it.
     #[command(long_about = SERVE_HELP)]
     Serve(ServeArgs),
@@ -148,11 +148,18 @@ pub(crate) struct RunArgs {
     pub(crate) command: Vec<std::ffi::OsString>,
 }
 
+#[derive(Debug, Args)]
+pub(crate) struct StreamArgs {
+    /// They are a connection over vsock, which whatever runs on the host may have opened: it has to name this machine.
+    #[arg(long, hide = true)]
+    pub(crate) vsock: bool,
+}
+
 const SERVE_HELP: &str = "\
 Listens for hosts' sessions, over vsock and a UNIX socket; an init runs it.
 
 It stays in the foreground, says what it has to say on standard error, and needs no particular init. Over vsock only the host
-(CID 2) is served. Over the UNIX socket (mode 0660, group pika-cloud where there is one) a session has the rights of the user
+(CID 2) is served, and only sessions that name this machine by its DMI uuid. Over the UNIX socket (mode 0660, group pika-cloud where there is one) a session has the rights of the user
 who dials. A vsock driver that comes late is waited for. A container has no vsock of its own: there it listens on the UNIX socket
 alone, unless a port is named. TERM ends it and its sessions, and never a workload.
 

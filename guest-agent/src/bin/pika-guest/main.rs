@@ -45,7 +45,7 @@ fn run(verb: Verb) -> Result<u8, Failure> {
         Verb::Events(args) => show::events(&args),
         Verb::Emit => emit::emit(),
         Verb::Run(args) => work::run(args),
-        Verb::Stream => Ok(work::stream()),
+        Verb::Stream(args) => Ok(work::stream(&args)),
         Verb::Serve(args) => work::serve(args),
         Verb::Version(args) => show::version(&args),
         Verb::Supervise(args) => work::supervise(&args),

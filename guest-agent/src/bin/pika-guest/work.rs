@@ -4,11 +4,11 @@ use pika_cloud_common::GuestRequest;
 use pika_cloud_common::limits::{MAX_DOCUMENT_BYTES, RELEASE_TIMEOUT};
 use pika_cloud_common::wire::ErrorCode;
 use pika_guest_agent::ledger::{Folder, Ledger, LedgerError};
-use pika_guest_agent::serve::{self, serve_stdio};
+use pika_guest_agent::serve::{self, Callers, serve_stdio};
 use pika_guest_agent::session::core::Ending;
 use pika_guest_agent::supervise::{self, Job, What};
 
-use crate::args::{self, RunArgs, ServeArgs, SuperviseArgs};
+use crate::args::{self, RunArgs, ServeArgs, StreamArgs, SuperviseArgs};
 use crate::exit::{EX_IOERR, EX_PROTOCOL, EX_TEMPFAIL, EX_UNAVAILABLE, Failure};
 
 /// The vsock port, where no option names one.
@@ -69,8 +69,9 @@ pub(crate) fn supervise(args: &SuperviseArgs) -> Result<u8, Failure> {
 }
 
 /// Serves a session.
-pub(crate) fn stream() -> u8 {
-    match serve_stdio(&Ledger::root_path()) {
+pub(crate) fn stream(args: &StreamArgs) -> u8 {
+    let callers = if args.vsock { Callers::Knowing } else { Callers::All };
+    match serve_stdio(&Ledger::root_path(), callers) {
         Ending::Done | Ending::HostClosed | Ending::Shutdown => 0,
         Ending::PeerLost => EX_TEMPFAIL,
         Ending::Refused(ErrorCode::UnsupportedProtocol | ErrorCode::BadMessage) => EX_PROTOCOL,

@@ -140,7 +140,7 @@ impl Measured {
                 role: Role::Observer,
                 term: 1,
                 after: None,
-                machine: None,
+                machine: Some(Digest::of(VmOptions::default().uuid.as_bytes())),
                 follow: false,
             };
             let mut line = Vec::new();
