@@ -13,14 +13,15 @@ use super::guest::{Builder, NotUp, Provisioned, STEP_LIMIT};
 use super::install::{AGENT_PATH, MAKE_GROUP, SCRIPT_PATH, SETTLE_SYSTEMD};
 use super::probe::{self, Init, PROBE, Probed};
 use super::record::{self, Held, Taken};
+use super::swap::swap;
 use super::tidy::{Tidied, TidyError, short, tidy};
 use super::{
     Bake, BakeProgress, Baked, PROPERTY_AGENT_DIGEST, PROPERTY_AGENT_VERSION, PROPERTY_BAKE, PROPERTY_BASE_ALIAS,
-    PROPERTY_BASE_FINGERPRINT, PROPERTY_OWNER, PROPERTY_PROTOCOL, PROPERTY_SCHEMA_VERSION, digest_text, is_baked_by,
+    PROPERTY_BASE_FINGERPRINT, PROPERTY_OWNER, PROPERTY_PROTOCOL, PROPERTY_SCHEMA_VERSION, claimed, digest_text,
 };
 use crate::agent_binary::AgentBinary;
 use crate::cloud::{Cloud, wished};
-use crate::incus::{BuilderLabels, Client, Error, Image, InstanceState, PUBLISH_LIMIT, Patched, builder_request};
+use crate::incus::{BuilderLabels, Client, Error, Image, InstanceState, PUBLISH_LIMIT, builder_request};
 use crate::transport::{AgentVersion, put_agent};
 
 /// How long a builder may take to come up.
@@ -38,9 +39,6 @@ const EXPIRY_MARGIN: Duration = Duration::from_secs(3600);
 
 /// How long is waited for what Incus still does, once a bake is over.
 const TIDY_LIMIT: Duration = Duration::from_secs(300);
-
-/// How often the alias is read again after somebody changed it.
-const SWAPS: u32 = 10;
 
 /// What is told on the way.
 type Tell<'a> = &'a mut (dyn FnMut(BakeProgress<'_>) + Send);
@@ -76,7 +74,7 @@ impl Cloud {
         let baked = match made {
             Ok(made) => {
                 tell(BakeProgress::Step(&format!("pointing {} to {}", order.to, short(&made.fingerprint))));
-                baking.swap(&mut held, &made.fingerprint).await.map(|()| made)
+                swap(self.incus(), &mut held, &made.fingerprint).await.map(|()| made)
             }
             Err(error) => Err(error),
         };
@@ -149,13 +147,6 @@ fn conclude(baked: Result<Baked, BakeError>, tidied: Result<Tidied, TidyError>) 
         (Ok(baked), left) => Ok(Baked { deleted, kept: kept.into_iter().chain(left).collect(), ..baked }),
         (Err(why), Some(left)) => Err(BakeError::Left { why: Box::new(why), left }),
         (Err(why), None) => Err(why),
-    }
-}
-
-/// The alias is moved, whether that can be written down or not: whoever comes after sees it as well.
-fn swapped(held: &mut Held) {
-    if let Err(error) = held.swapped() {
-        tracing::warn!("{error}");
     }
 }
 
@@ -317,14 +308,26 @@ impl Baking<'_> {
         held.publishing(None)?;
         let operation = self.client().begin_publish(project, name, &self.properties(version)).await.map_err(fail())?;
         held.publishing(Some(operation.clone()))?;
-        match self.client().wait_published(&operation).await {
+        let said = match self.client().wait_published(&operation).await {
+            Ok(said) => said,
             // It is read below whether there is an image.
-            Ok(()) | Err(Error::OperationLost { .. }) => {}
+            Err(Error::OperationLost { .. }) => None,
             Err(error) => return Err(fail()(error)),
-        }
-        let images = self.client().images(project).await.map_err(fail())?;
-        let own = images.into_iter().find(|image| image.properties.get(PROPERTY_BAKE) == Some(&self.bake));
-        own.map(|image| image.fingerprint).ok_or(BakeError::Vanished)
+        };
+        let image = match said {
+            Some(fingerprint) => self.client().image_of(project, &fingerprint).await.map_err(fail())?,
+            None => {
+                let images = self.client().images(project).await.map_err(fail())?;
+                match claimed(&images, &self.bake, self.cloud.state().owner())[..] {
+                    [] => None,
+                    [image] => Some(image.clone()),
+                    ref several => return Err(BakeError::Unclear { count: several.len() }),
+                }
+            }
+        };
+        let image = image.ok_or(BakeError::Vanished)?;
+        held.published(&image)?;
+        Ok(image.fingerprint)
     }
 
     /// The base's own, and ours.
@@ -344,39 +347,5 @@ impl Baking<'_> {
             .map(|(key, value)| (key.to_owned(), value)),
         );
         all
-    }
-
-    /// One conditional call moves the alias. Whose place is taken was read, and written down, right before.
-    async fn swap(&self, held: &mut Held, fingerprint: &str) -> Result<(), BakeError> {
-        let (client, project, to) = (self.client(), &self.order.project, &self.order.to);
-        let fail = || BakeError::incus("pointing the alias to the image");
-        for _ in 0..SWAPS {
-            let Some(alias) = client.alias(project, to).await.map_err(fail())? else {
-                if client.make_alias(project, to, fingerprint).await.map_err(fail())? {
-                    swapped(held);
-                    return Ok(());
-                }
-                continue;
-            };
-            let before = client.image_of(project, &alias.target).await.map_err(fail())?;
-            if before.is_some_and(|before| is_baked_by(&before, self.cloud.state().owner())) {
-                held.replaces(&alias.target)?;
-            }
-            match client.move_alias(project, to, &alias, fingerprint).await {
-                Ok(Patched::Done) => {
-                    swapped(held);
-                    return Ok(());
-                }
-                Ok(Patched::Raced) => {}
-                // The alias went, or the image did.
-                Err(error) if error.is_not_found() => {
-                    if client.image_of(project, fingerprint).await.map_err(fail())?.is_none() {
-                        return Err(BakeError::Vanished);
-                    }
-                }
-                Err(error) => return Err(fail()(error)),
-            }
-        }
-        Err(BakeError::AliasRaced { alias: to.clone() })
     }
 }

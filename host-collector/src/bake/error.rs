@@ -196,6 +196,15 @@ pub enum BakeError {
     /// It was published, and is not there.
     #[error("the image was published, and Incus has none of this bake: was it deleted? Bake again")]
     Vanished,
+    /// Nobody knows which image was published.
+    #[error(
+        "Incus does not know any more which image it published, and {count} without an alias say that they are of this bake: \
+         whoever made the others (`incus image list` shows them) should delete them; bake again"
+    )]
+    Unclear {
+        /// How many say so.
+        count: usize,
+    },
     /// The alias was changed again and again meanwhile.
     #[error("the alias `{alias}` was changed by others each time that it was to be moved: bake again")]
     AliasRaced {

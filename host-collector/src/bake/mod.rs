@@ -46,12 +46,16 @@
 
 mod baker;
 mod error;
+#[cfg(test)]
+mod fake;
 mod freshness;
 mod guest;
+mod images;
 mod install;
 mod order;
 mod probe;
 pub(crate) mod record;
+mod swap;
 pub(crate) mod tidy;
 
 use pika_cloud_common::digest::Digest;
@@ -77,13 +81,20 @@ pub(crate) const PROPERTY_BASE_FINGERPRINT: &str = "pika-cloud.base-fingerprint"
 pub(crate) const PROPERTY_BASE_ALIAS: &str = "pika-cloud.base-alias";
 /// The id of the bake.
 pub(crate) const PROPERTY_BAKE: &str = "pika-cloud.bake";
-/// The id of the state dir that it was baked from: no other one removes it.
+/// The id of the state dir that it was baked from.
 pub(crate) const PROPERTY_OWNER: &str = "pika-cloud.owner";
 
-/// Whether an image was baked, from that state dir.
-pub(crate) fn is_baked_by(image: &Image, owner: &str) -> bool {
-    image.properties.contains_key(PROPERTY_BAKE)
-        && image.properties.get(PROPERTY_OWNER).is_some_and(|found| found == owner)
+/// Images that say that they are of a bake and that nobody named. Only where Incus does not know any more what it published is
+/// that asked, and only if one image says so is it believed: [others](images) may say so as well.
+fn claimed<'a>(images: &'a [Image], bake: &str, owner: &str) -> Vec<&'a Image> {
+    let says = |image: &Image, key: &str, value: &str| image.properties.get(key).is_some_and(|found| found == value);
+    let is_claimed = |image: &&Image| {
+        says(image, PROPERTY_BAKE, bake)
+            && says(image, PROPERTY_OWNER, owner)
+            && image.aliases.is_empty()
+            && !image.public
+    };
+    images.iter().filter(is_claimed).collect()
 }
 
 /// A digest as agents say it and properties hold it.

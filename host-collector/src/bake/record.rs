@@ -10,6 +10,8 @@
 //! | the folder, the lock, the record | the builder is created |
 //! | `publishing` | an image is asked for |
 //! | `operation` | that is waited for |
+//! | `published`, and the image among [those of the state dir](super::images) | the image gets a name |
+//! | `swapping` | Incus is asked to move the alias |
 //! | `replaced` | the alias is moved away from that image |
 //! | `swapped` | anything is removed |
 //! | nothing: the folder goes | all that it names is gone, or has an alias |
@@ -21,14 +23,15 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::incus::{builder_name, is_bake_id};
+use super::images::OwnImages;
+use crate::incus::{Image, builder_name, is_bake_id};
 use crate::state_dir::{RuntimeFolder, RuntimeLock, StateDir, StateDirError, replace, sync_folder};
 
 /// How often another id is drawn where a reconciliation is just looking at the new folder.
 const TRIES: u32 = 5;
 
 /// A bake, as far as it came.
-#[derive(Clone, Debug, Deserialize, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, Default, Deserialize, PartialEq, Eq, Serialize)]
 pub(crate) struct Record {
     /// Its id.
     pub(crate) bake: String,
@@ -42,6 +45,12 @@ pub(crate) struct Record {
     /// The path of the operation that makes it, once Incus named one.
     #[serde(default)]
     pub(crate) operation: Option<String>,
+    /// The fingerprint of its image, once Incus said it.
+    #[serde(default)]
+    pub(crate) published: Option<String>,
+    /// Whether Incus was, or was about to be, asked to point the alias to it: that may still come.
+    #[serde(default)]
+    pub(crate) swapping: bool,
     /// Whether its image had the alias, at some time: from then on it is what a later bake replaces, and not what this one left.
     #[serde(default)]
     pub(crate) swapped: bool,
@@ -114,7 +123,7 @@ impl Held {
         let mut tries = 0;
         loop {
             tries += 1;
-            match Self::try_begin(state, project, to)? {
+            match Self::begin_as(state, &state.random_id()?, project, to)? {
                 Some(held) => return Ok(held),
                 None if tries < TRIES => {}
                 None => return Err(busy(&bakes_path(state))),
@@ -122,16 +131,20 @@ impl Held {
         }
     }
 
-    /// `None` where a reconciliation took the new folder for a dead one's, before it was locked.
-    fn try_begin(state: &StateDir, project: &str, to: &str) -> Result<Option<Self>, StateDirError> {
-        let bake = state.random_id()?;
-        let folder = RuntimeFolder::new(&bakes_path(state), &bake);
+    /// By that id. `None` where a reconciliation took the new folder for a dead one's, before it was locked.
+    pub(super) fn begin_as(
+        state: &StateDir,
+        bake: &str,
+        project: &str,
+        to: &str,
+    ) -> Result<Option<Self>, StateDirError> {
+        let folder = RuntimeFolder::new(&bakes_path(state), bake);
         folder.make_for_lock()?;
         sync_folder(state.path())?;
         let begun = || -> Result<Option<Self>, StateDirError> {
             let Ok(lock) = folder.lock()? else { return Ok(None) };
-            let (project, to, replaced) = (project.to_owned(), to.to_owned(), Vec::new());
-            let record = Record { bake, project, to, publishing: false, operation: None, swapped: false, replaced };
+            let record =
+                Record { bake: bake.to_owned(), project: project.to_owned(), to: to.to_owned(), ..Record::default() };
             let held = Self { folder, record, _lock: lock };
             held.write()?;
             Ok(Some(held))
@@ -175,6 +188,24 @@ impl Held {
         self.record.publishing = true;
         self.record.operation = operation;
         self.write()
+    }
+
+    /// Which image was published.
+    pub(crate) fn published(&mut self, image: &Image) -> Result<(), StateDirError> {
+        self.images().add(image)?;
+        self.record.published = Some(image.fingerprint.clone());
+        self.write()
+    }
+
+    /// That the alias is about to be moved.
+    pub(crate) fn swapping(&mut self) -> Result<(), StateDirError> {
+        self.record.swapping = true;
+        self.write()
+    }
+
+    /// Those of its state dir.
+    pub(super) fn images(&self) -> OwnImages {
+        OwnImages::beside(self.folder.path().parent().unwrap_or(self.folder.path()))
     }
 
     /// That an image of ours loses its place.

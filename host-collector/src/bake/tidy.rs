@@ -10,9 +10,10 @@ use std::time::Duration;
 
 use tokio::time::{Instant, sleep};
 
+use super::claimed;
+use super::images::OwnImages;
 use super::record::{Held, Record};
-use super::{PROPERTY_BAKE, is_baked_by};
-use crate::incus::{BuilderLabels, Client, Error, Image, InstanceState, InstanceView, backoff, jitter};
+use crate::incus::{BuilderLabels, Client, Error, Image, InstanceState, InstanceView, Publishing, backoff, jitter};
 use crate::state_dir::StateDirError;
 
 /// Between two looks at what Incus is still doing.
@@ -36,14 +37,24 @@ enum Builder {
     Coming,
 }
 
+/// Whose an image is, by what was written down.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Whose {
+    /// Of this very bake.
+    Own,
+    /// Of an earlier one of the state dir.
+    Earlier,
+    /// Of this bake, maybe: several say so, and it is not written down which.
+    Unclear,
+    /// Not of this state dir.
+    Foreign,
+}
+
 /// An image that the bake made or replaced.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Seen {
     fingerprint: String,
-    /// Of this very bake.
-    is_own: bool,
-    /// Baked from this state dir.
-    is_ours: bool,
+    whose: Whose,
     /// Whether it has a name, or is there for everybody.
     is_named: bool,
     /// Instances that were made from it.
@@ -54,10 +65,14 @@ struct Seen {
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Found {
     builder: Builder,
+    /// Incus says what it is doing. Where it does not, what is absent may still come.
+    is_told: bool,
     /// An image may be under way.
     publishing: bool,
-    /// An instance is being made, or is about to be, that Incus does not list yet, maybe from an image that is to go.
+    /// An instance is being made that Incus does not list yet, maybe from an image that is to go.
     creating: bool,
+    /// So little time has passed since the record was written that a call of before may still be on its way.
+    is_recent: bool,
     images: Vec<Seen>,
 }
 
@@ -78,28 +93,40 @@ fn plan(record: &Record, found: &Found) -> Vec<Step> {
         Builder::Coming => steps.push(Step::Wait("Incus is still making its builder")),
         Builder::Absent => {}
     }
-    let publishing = record.publishing && found.publishing;
-    if publishing {
+    if !found.is_told {
+        steps.push(Step::Wait("Incus does not say what it is doing"));
+        return steps;
+    }
+    if found.publishing {
         steps.push(Step::Wait("Incus is still publishing an image, maybe its own"));
     }
-    for image in &found.images {
-        steps.extend(match image {
-            // Whoever named it wants it; of another state dir, it is that one's to remove.
-            Seen { is_named: true, .. } | Seen { is_ours: false, .. } => None,
-            Seen { is_own: true, .. } if publishing || record.swapped => None,
-            Seen { is_own: true, .. } => Some(Step::DeleteImage(image.fingerprint.clone())),
-            Seen { users, .. } if !users.is_empty() => Some(Step::Keep {
-                fingerprint: image.fingerprint.clone(),
-                why: format!("instances were made from it: {}", users.join(", ")),
-            }),
-            // Deleted now, the instance could not be made.
-            Seen { .. } if found.creating => {
-                Some(Step::Wait("Incus may be making an instance from the image that was replaced"))
-            }
-            Seen { .. } => Some(Step::DeleteImage(image.fingerprint.clone())),
-        });
-    }
+    steps.extend(found.images.iter().filter_map(|image| plan_image(record, found, image)));
     steps
+}
+
+fn plan_image(record: &Record, found: &Found, image: &Seen) -> Option<Step> {
+    let fingerprint = image.fingerprint.clone();
+    let is_own = image.whose == Whose::Own;
+    match image {
+        // Whoever named it wants it; of another state dir, it is that one's to remove.
+        Seen { is_named: true, .. } | Seen { whose: Whose::Foreign, .. } => None,
+        Seen { .. } if is_own && (found.publishing || record.swapped) => None,
+        Seen { whose: Whose::Unclear, .. } => {
+            let why = "it is one of several that say they are of this bake: what nobody needs of them has to be deleted by hand";
+            Some(Step::Keep { fingerprint, why: why.to_owned() })
+        }
+        Seen { users, .. } if !users.is_empty() => {
+            Some(Step::Keep { fingerprint, why: format!("instances were made from it: {}", users.join(", ")) })
+        }
+        // Deleted now, the instance could not be made.
+        Seen { .. } if found.creating => {
+            Some(Step::Wait("Incus is making an instance, maybe from an image that is to go"))
+        }
+        Seen { .. } if found.is_recent && (record.swapping || !is_own) => {
+            Some(Step::Wait("an alias was moved just now, and somebody may still have read where it pointed"))
+        }
+        Seen { .. } => Some(Step::DeleteImage(fingerprint)),
+    }
 }
 
 /// How far tidying came.
@@ -126,42 +153,29 @@ pub(crate) enum TidyError {
 
 /// Removes what a bake left, as far as nothing uses it, and its record once nothing is left. `limit` is how long is waited for
 /// what Incus still does.
+///
+/// One thing is removed after each look, so that what is concluded of an image was read right before its deletion.
 pub(crate) async fn tidy(client: &Client, owner: &str, mut held: Held, limit: Duration) -> Result<Tidied, TidyError> {
     let deadline = Instant::now() + limit;
     let mut tidied = Tidied::default();
     loop {
-        // Looked at first, as all that may change into what is there.
-        let is_recent = held.age() < GRACE;
-        let mut found = look(client, owner, held.record()).await?;
-        found.creating |= is_recent;
-        if !held.record().swapped && found.images.iter().any(|image| image.is_own && image.is_named) {
+        let known = held.images().known();
+        let (found, images) = look(client, owner, &held).await?;
+        if !held.record().swapped && found.images.iter().any(|image| image.whose == Whose::Own && image.is_named) {
             held.swapped()?;
         }
-        let record = held.record();
-        let steps = plan(record, &found);
-        let mut acted = false;
-        for step in &steps {
-            match step {
-                Step::EndBuilder => {
-                    end_builder(client, &record.project, &record.builder(), &record.bake, owner).await?;
-                }
-                Step::DeleteImage(fingerprint) => {
-                    delete_image(client, &record.project, fingerprint).await?;
-                    tidied.deleted.push(fingerprint.clone());
-                }
-                Step::Wait(_) | Step::Keep { .. } => continue,
-            }
-            acted = true;
+        let steps = plan(held.record(), &found);
+        if act(client, owner, held.record(), &steps, &mut tidied).await? {
+            continue;
         }
-        let waits_for = steps.iter().find_map(|step| if let Step::Wait(what) = step { Some(*what) } else { None });
-        match waits_for {
+        match steps.iter().find_map(|step| if let Step::Wait(what) = step { Some(*what) } else { None }) {
             Some(what) if Instant::now() >= deadline => {
                 tidied.unfinished = Some(what);
                 return Ok(tidied);
             }
             Some(_) => sleep(LOOK).await,
-            None if acted => {}
             None => {
+                held.images().sweep(&known, &images);
                 tidied.kept = steps.iter().filter_map(kept).collect();
                 // What cannot be removed here is found, and tried again, by the next one.
                 let forgotten = if tidied.kept.is_empty() { held.forget() } else { Ok(()) };
@@ -172,6 +186,28 @@ pub(crate) async fn tidy(client: &Client, owner: &str, mut held: Held, limit: Du
             }
         }
     }
+}
+
+/// Removes the first that is to go; whether there was anything.
+async fn act(
+    client: &Client,
+    owner: &str,
+    record: &Record,
+    steps: &[Step],
+    tidied: &mut Tidied,
+) -> Result<bool, TidyError> {
+    for step in steps {
+        match step {
+            Step::EndBuilder => end_builder(client, &record.project, &record.builder(), &record.bake, owner).await?,
+            Step::DeleteImage(fingerprint) => {
+                delete_image(client, &record.project, fingerprint).await?;
+                tidied.deleted.push(fingerprint.clone());
+            }
+            Step::Wait(_) | Step::Keep { .. } => continue,
+        }
+        return Ok(true);
+    }
+    Ok(false)
 }
 
 fn kept(step: &Step) -> Option<String> {
@@ -186,26 +222,87 @@ pub(super) fn short(fingerprint: &str) -> &str {
     fingerprint.get(..12).unwrap_or(fingerprint)
 }
 
-/// What is under way is read before what is there: what ended in between is there.
-async fn look(client: &Client, owner: &str, record: &Record) -> Result<Found, Error> {
+/// What is under way is read before what is there: what ended in between is there. Gives the images of its project as well, where
+/// it may have made or replaced any.
+async fn look(client: &Client, owner: &str, held: &Held) -> Result<(Found, Vec<Image>), Error> {
+    let record = held.record();
     let project = &record.project;
-    let being_created = client.being_created(project).await?;
-    let publishing = record.publishing && client.is_publishing(project, record.operation.as_deref()).await?;
-    let replaces = !record.replaced.is_empty();
+    // Looked at first, as all that may change into what is there.
+    let is_recent = held.age() < GRACE;
+    let (is_told, being_created, published) = match under_way(client, record, is_recent).await {
+        Ok((being_created, published)) => (true, being_created, published),
+        Err(Error::Refused { code, message, .. }) => {
+            tracing::debug!("operations cannot be read: {code} {message}");
+            (false, Vec::new(), Publishing::Unknown)
+        }
+        Err(error) => return Err(error),
+    };
+    let (mut instances, mut images) = (Vec::new(), Vec::new());
     let builder = match client.instance(project, &record.builder()).await? {
         Some(view) if is_builder(&view, &record.bake, owner) => Builder::Ours,
-        None if being_created.contains(&record.builder()) => Builder::Coming,
+        None if being_created.contains(&(project.clone(), record.builder())) => Builder::Coming,
         _ => Builder::Absent,
     };
-    let instances = if replaces { everybodys(client, project).await? } else { Vec::new() };
-    let is_listed = |name: &String| instances.iter().any(|view| view.name == *name && view.project == *project);
-    let creating = replaces && !being_created.iter().all(is_listed);
-    let mut images = Vec::new();
-    if record.publishing || replaces {
-        let all = client.images(project).await?;
-        images.extend(all.iter().filter_map(|image| seen(image, owner, record, &instances)));
+    if record.publishing || !record.replaced.is_empty() {
+        instances = everybodys(client, project).await?;
+        images = client.images(project).await?;
     }
-    Ok(Found { builder, publishing, creating, images })
+    let is_listed = |(project, name): &(String, String)| {
+        instances.iter().any(|view| view.name == *name && view.project == *project)
+    };
+    let creating = !being_created.iter().all(is_listed);
+    let publishing = published == Publishing::Going;
+    let whose = Judged::new(record, owner, &published, &images, held.images());
+    let seen = images.iter().filter_map(|image| Some(seen(image, whose.of(image)?, &instances))).collect();
+    Ok((Found { builder, is_told, publishing, creating, is_recent, images: seen }, images))
+}
+
+/// What instances Incus is making, and whether it is publishing the bake's image.
+async fn under_way(
+    client: &Client,
+    record: &Record,
+    is_recent: bool,
+) -> Result<(Vec<(String, String)>, Publishing), Error> {
+    let being_created = client.being_created(&record.project).await?;
+    let published = match &record.operation {
+        _ if record.published.is_some() || !record.publishing => Publishing::Unknown,
+        Some(operation) => client.published(operation).await?,
+        // It was asked for, and nobody heard the answer.
+        None if is_recent || client.may_publish(&record.project).await? => Publishing::Going,
+        None => Publishing::Unknown,
+    };
+    Ok((being_created, published))
+}
+
+/// Tells whose images are.
+struct Judged<'a> {
+    record: &'a Record,
+    /// Of the bake itself, once it is known, or those that may be it.
+    own: Vec<String>,
+    published: OwnImages,
+}
+
+impl<'a> Judged<'a> {
+    fn new(record: &'a Record, owner: &str, said: &Publishing, images: &[Image], published: OwnImages) -> Self {
+        let own = match (&record.published, said) {
+            (Some(fingerprint), _) => vec![fingerprint.clone()],
+            (None, Publishing::Done(fingerprint)) => vec![fingerprint.clone()],
+            (None, Publishing::Unknown) if record.publishing => {
+                claimed(images, &record.bake, owner).into_iter().map(|image| image.fingerprint.clone()).collect()
+            }
+            (None, Publishing::Going | Publishing::Failed | Publishing::Unknown) => Vec::new(),
+        };
+        Self { record, own, published }
+    }
+
+    /// `None` for what the bake has nothing to do with.
+    fn of(&self, image: &Image) -> Option<Whose> {
+        if self.own.contains(&image.fingerprint) {
+            return Some(if self.own.len() == 1 { Whose::Own } else { Whose::Unclear });
+        }
+        let is_replaced = self.record.replaced.contains(&image.fingerprint);
+        is_replaced.then(|| if self.published.has(image) { Whose::Earlier } else { Whose::Foreign })
+    }
 }
 
 /// Projects may share their images.
@@ -216,17 +313,14 @@ async fn everybodys(client: &Client, project: &str) -> Result<Vec<InstanceView>,
     }
 }
 
-fn seen(image: &Image, owner: &str, record: &Record, instances: &[InstanceView]) -> Option<Seen> {
-    let is_own = image.properties.get(PROPERTY_BAKE) == Some(&record.bake);
-    let is_replaced = record.replaced.contains(&image.fingerprint);
+fn seen(image: &Image, whose: Whose, instances: &[InstanceView]) -> Seen {
     let made_from = |view: &&InstanceView| view.config.get("volatile.base_image") == Some(&image.fingerprint);
-    (is_own || is_replaced).then(|| Seen {
+    Seen {
         fingerprint: image.fingerprint.clone(),
-        is_own,
-        is_ours: is_baked_by(image, owner),
+        whose,
         is_named: !image.aliases.is_empty() || image.public,
         users: instances.iter().filter(made_from).map(|view| view.name.clone()).collect(),
-    })
+    }
 }
 
 fn is_builder(view: &InstanceView, bake: &str, owner: &str) -> bool {

@@ -13,6 +13,7 @@ use serde_json::{Value, json};
 use super::client::{CALL_TIMEOUT, Client, Sent};
 use super::error::Error;
 use super::instance::{Image, encode, found};
+use super::operation::fingerprint;
 use super::takeover::Patched;
 
 /// How long Incus may take to pack, compress and store an image.
@@ -94,9 +95,9 @@ impl Client {
         Ok(envelope.operation)
     }
 
-    /// Waits until an image is published.
-    pub(crate) async fn wait_published(&self, operation: &str) -> Result<(), Error> {
-        self.wait("publishing the image", operation, PUBLISH_LIMIT).await
+    /// Waits until an image is published, and gives its fingerprint; `None` where Incus does not say it.
+    pub(crate) async fn wait_published(&self, operation: &str) -> Result<Option<String>, Error> {
+        self.wait("publishing the image", operation, PUBLISH_LIMIT).await.map(|metadata| fingerprint(&metadata))
     }
 
     /// Makes an alias; `false` where there is one of that name.

@@ -59,7 +59,7 @@ pub use error::{Class, Error};
 pub use events::{LifecycleEvents, Wakes};
 pub(crate) use image::PUBLISH_LIMIT;
 pub use instance::{Image, ImageAlias, InstanceState, InstanceView, Profile, VsockAddress};
-pub(crate) use operation::Work;
+pub(crate) use operation::{Publishing, Work};
 pub(crate) use plan::is_marked;
 pub use plan::{Labels, Ownership, VolumeLabels, create_request, label};
 pub use provision::provision;
