@@ -353,7 +353,7 @@ fn a_session_before_systemd_is_about_the_files_that_stay() {
     let mut owner = Dial::exec(&guest.name);
     guest.sh("test ! -e /run/systemd");
     owner.hello("owner");
-    owner.start("job-1", "pika-guest ready; sleep 1000");
+    owner.start("job-1", "until [ -e /run/systemd/system ]; do sleep 0.1; done; pika-guest ready; sleep 1000");
     owner.event("ready");
     assert!(guest.sh("cat /run/pika-cloud/events.jsonl").contains("ready"));
 }

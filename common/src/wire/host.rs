@@ -61,7 +61,7 @@ pub struct HostHello {
     pub term: u64,
     /// The machine that is meant, where the host dialled a number that may be another's by now: the digest of its DMI
     /// `product_uuid` in lower case, of which another machine learns nothing. An agent elsewhere refuses the session before it
-    /// takes note of it.
+    /// takes note of it. Over vsock it must be there: whatever runs on the host can dial, and this it does not know.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub machine: Option<Digest>,
     /// From where to go on; absent on the first session.

@@ -1,7 +1,7 @@
 //! The few words of `AF_VSOCK` that a guest needs. rustix knows the family and not its addresses, so those are here.
 //!
 //! ```text
-//!   CID 2  the host: the only peer that is served
+//!   CID 2  the host, with all of its processes and containers: the only peer that is served, if it names this machine
 //!   CID 1  this machine, where `vsock_loopback` is loaded: how the agent dials itself, and how a workload might try to
 //!   else   this machine's own CID, or a machine that is nested in it
 //! ```
