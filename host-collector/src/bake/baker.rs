@@ -314,15 +314,14 @@ impl Baking<'_> {
             Err(Error::OperationLost { .. }) => None,
             Err(error) => return Err(fail()(error)),
         };
-        let image = match said {
-            Some(fingerprint) => self.client().image_of(project, &fingerprint).await.map_err(fail())?,
-            None => {
-                let images = self.client().images(project).await.map_err(fail())?;
-                match claimed(&images, &self.bake, self.cloud.state().owner())[..] {
-                    [] => None,
-                    [image] => Some(image.clone()),
-                    ref several => return Err(BakeError::Unclear { count: several.len() }),
-                }
+        let image = if let Some(fingerprint) = said {
+            self.client().image_of(project, &fingerprint).await.map_err(fail())?
+        } else {
+            let images = self.client().images(project).await.map_err(fail())?;
+            match claimed(&images, &self.bake, self.cloud.state().owner())[..] {
+                [] => None,
+                [image] => Some(image.clone()),
+                ref several => return Err(BakeError::Unclear { count: several.len() }),
             }
         };
         let image = image.ok_or(BakeError::Vanished)?;

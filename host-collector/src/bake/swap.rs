@@ -24,7 +24,10 @@ pub(super) async fn swap(client: &Client, held: &mut Held, fingerprint: &str) ->
     let mut unanswered = None;
     for attempt in 0..SWAPS {
         match try_swap(client, held, fingerprint).await {
-            Ok(true) => return Ok(swapped(held)),
+            Ok(true) => {
+                swapped(held);
+                return Ok(());
+            }
             Ok(false) => {}
             Err(BakeError::Incus { doing, source }) if source.is_transient() => {
                 unanswered = Some(BakeError::Incus { doing, source });
@@ -35,7 +38,10 @@ pub(super) async fn swap(client: &Client, held: &mut Held, fingerprint: &str) ->
     }
     let (project, to) = (&held.record().project, &held.record().to);
     match client.alias(project, to).await {
-        Ok(Some(alias)) if alias.target == fingerprint => Ok(swapped(held)),
+        Ok(Some(alias)) if alias.target == fingerprint => {
+            swapped(held);
+            Ok(())
+        }
         _ => Err(unanswered.unwrap_or(BakeError::AliasRaced { alias: to.clone() })),
     }
 }

@@ -285,8 +285,7 @@ struct Judged<'a> {
 impl<'a> Judged<'a> {
     fn new(record: &'a Record, owner: &str, said: &Publishing, images: &[Image], published: OwnImages) -> Self {
         let own = match (&record.published, said) {
-            (Some(fingerprint), _) => vec![fingerprint.clone()],
-            (None, Publishing::Done(fingerprint)) => vec![fingerprint.clone()],
+            (Some(fingerprint), _) | (None, Publishing::Done(fingerprint)) => vec![fingerprint.clone()],
             (None, Publishing::Unknown) if record.publishing => {
                 claimed(images, &record.bake, owner).into_iter().map(|image| image.fingerprint.clone()).collect()
             }
