@@ -44,10 +44,12 @@ pub enum Error {
         wanted: &'static str,
     },
     /// The agent in the image and this host do not understand each other. Nothing was touched.
-    #[error("image `{alias}`: {staleness}: bake it anew ({})", staleness.mend(alias))]
+    #[error("image `{alias}`: {staleness}: bake it anew ({})", staleness.mend(alias, project))]
     ImageAgent {
         /// The image's alias.
         alias: String,
+        /// Its project.
+        project: String,
         /// What is wrong with it.
         staleness: Staleness,
     },

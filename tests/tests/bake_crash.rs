@@ -68,6 +68,44 @@ fn a_bake_that_is_killed_leaves_nothing_that_reconcile_does_not_remove() {
     stage.check_baked(1);
 }
 
+/// What is in a bake's record from a step on, and whether the alias must still be the old image's where it is cut right then.
+const MARKS: [(&str, bool); 5] = [
+    (r#""publishing":false"#, true),
+    (r#""publishing":true"#, true),
+    ("/1.0/operations/", true),
+    (r#""swapping":true"#, false),
+    (r#""replaced":[""#, false),
+];
+
+#[test]
+fn a_bake_that_is_killed_at_each_of_its_steps_leaves_nothing_that_reconcile_does_not_remove() {
+    let stage = Stage::new("bake-marks");
+    let image = stage.alias("ci");
+    first(&stage, &image, &[]);
+    for (mark, is_before) in MARKS {
+        let before = image_of(&image.alias).expect("the alias is there").fingerprint;
+        let baking = Running::start(&mut stage.bake_command(BARE_IMAGE, &image.alias, &[]));
+        let deadline = Instant::now() + LIMIT;
+        loop {
+            let records =
+                files_below(&stage.state().join(".bakes")).into_iter().filter(|path| path.ends_with("record.json"));
+            let is_marked = |path: PathBuf| std::fs::read_to_string(path).is_ok_and(|text| text.contains(mark));
+            if records.into_iter().any(is_marked) && !stage.builders().is_empty() {
+                break;
+            }
+            assert!(Instant::now() < deadline, "{mark} never came: {}", baking.said());
+        }
+        baking.kill();
+        assert!(!stage.builders().is_empty(), "it was cut at {mark}, and its builder is there");
+        let after = image_of(&image.alias).expect("the alias is there").fingerprint;
+        assert!(!is_before || after == before, "the alias was moved before {mark}");
+        println!("killed at {mark}: {}", finished_code(after != before));
+        stage.call(&["reconcile"]).expect(0);
+        assert_eq!(image_of(&image.alias).expect("the alias is there").fingerprint, after, "reconcile moves no alias");
+        stage.check_baked(1);
+    }
+}
+
 /// The record of a bake, another than `earlier`, once Incus has named the operation that makes its image.
 fn published(stage: &Stage, earlier: Option<&PathBuf>) -> PathBuf {
     let publishes = |path: &PathBuf| {
@@ -144,7 +182,10 @@ fn an_interrupted_bake_tidies_by_itself() {
         match finished.code {
             // It was done already, or the alias was moved.
             Some(0) => assert_ne!(after, before),
-            Some(130) => drop(finished.saying(&["interrupted"])),
+            Some(130) => {
+                finished.saying(&["interrupted"]);
+                assert_eq!(after, before, "it says that nothing is baked");
+            }
             code => panic!("{code:?}: {}", finished.stderr),
         }
         println!("{signal:?} after {moment:?}: {:?}", finished_code(after != before));

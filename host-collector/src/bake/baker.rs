@@ -1,6 +1,6 @@
 //! The steps of a bake, one after the other.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use pika_cloud_common::SCHEMA_VERSION;
@@ -9,7 +9,7 @@ use tokio::fs::File;
 use tokio::sync::watch;
 
 use super::error::BakeError;
-use super::guest::{Builder, NotUp, Provisioned, STEP_LIMIT};
+use super::guest::{Builder, FILE_LIMIT, NotUp, Provisioned, STEP_LIMIT};
 use super::install::{AGENT_PATH, MAKE_GROUP, SCRIPT_PATH, SETTLE_SYSTEMD};
 use super::probe::{self, Init, PROBE, Probed};
 use super::record::{self, Held, Taken};
@@ -34,7 +34,7 @@ const SHUT_DOWN: Duration = Duration::from_secs(60);
 /// One whose init may not know Incus's signal.
 const SHUT_DOWN_UNSURE: Duration = Duration::from_secs(10);
 
-/// What a bake takes beside its script and its publishing, at most.
+/// What a bake takes beside what is counted in [`longest`], at most.
 const EXPIRY_MARGIN: Duration = Duration::from_secs(3600);
 
 /// How long is waited for what Incus still does, once a bake is over.
@@ -59,12 +59,19 @@ impl Cloud {
         mut cancel: watch::Receiver<bool>,
     ) -> Result<Baked, BakeError> {
         order.check()?;
-        let base = self.base(order).await?;
-        let agent = self.agent().load(&base.architecture)?;
+        let (base, from_profiles) = self.base(order).await?;
+        let agent = self.agent().fetch(&base.architecture).await?;
         self.tidy_dead_bakes().await;
         let mut held = Held::begin(self.state(), &order.project, &order.to)?;
         tell(BakeProgress::Step(&format!("{} from {} ({})", order.to, order.from, short(&base.fingerprint))));
-        let baking = Baking { cloud: self, order, base: &base, agent: &agent, bake: held.record().bake.clone() };
+        let baking = Baking {
+            cloud: self,
+            order,
+            base: &base,
+            from_profiles: &from_profiles,
+            agent: &agent,
+            bake: held.record().bake.clone(),
+        };
         let made = tokio::select! {
             biased;
             () = wished(&mut cancel) => Err(BakeError::Interrupted),
@@ -93,8 +100,8 @@ impl Cloud {
         }
     }
 
-    /// Looks everything up that the order names, before anything is made.
-    async fn base(&self, order: &Bake) -> Result<Image, BakeError> {
+    /// Looks everything up that the order names, before anything is made. Gives the base, and the keys that the profiles set.
+    async fn base(&self, order: &Bake) -> Result<(Image, BTreeSet<String>), BakeError> {
         let client = self.incus();
         let looking = || BakeError::incus("looking at what Incus has");
         let server = client.server().await.map_err(looking())?;
@@ -103,11 +110,13 @@ impl Cloud {
             let way_out = format!("make it (incus project create {project}), or name another one with --project");
             return Err(missing("project", project, "", way_out));
         }
+        let mut from_profiles = BTreeSet::new();
         for name in &order.profiles {
-            if client.profile(project, name).await.map_err(looking())?.is_none() {
+            let Some(profile) = client.profile(project, name).await.map_err(looking())? else {
                 let way_out = "name another one with --profile; `incus profile list` shows those that are".to_owned();
                 return Err(missing("profile", name, project, way_out));
-            }
+            };
+            from_profiles.extend(profile.config.into_keys());
         }
         let Some(base) = client.image(project, &order.from).await.map_err(looking())? else {
             let from = &order.from;
@@ -128,7 +137,7 @@ impl Cloud {
                 from: order.from.clone(),
                 kind: base.kind,
             }),
-            None => Ok(base),
+            None => Ok((base, from_profiles)),
         }
     }
 }
@@ -150,11 +159,23 @@ fn conclude(baked: Result<Baked, BakeError>, tidied: Result<Tidied, TidyError>) 
     }
 }
 
+/// How long a bake may take at most.
+fn longest(order: &Bake, is_machine: bool) -> Duration {
+    let up = if is_machine { MACHINE_UP } else { CONTAINER_UP };
+    let files = order.files.iter().fold(Duration::ZERO, |sum, _| sum.saturating_add(FILE_LIMIT));
+    // The script comes over as a file does.
+    [up, files, FILE_LIMIT, order.provision_limit, PUBLISH_LIMIT]
+        .into_iter()
+        .fold(EXPIRY_MARGIN, Duration::saturating_add)
+}
+
 /// A bake that goes on.
 struct Baking<'a> {
     cloud: &'a Cloud,
     order: &'a Bake,
     base: &'a Image,
+    /// Keys that the profiles set.
+    from_profiles: &'a BTreeSet<String>,
     agent: &'a AgentBinary,
     bake: String,
 }
@@ -196,14 +217,13 @@ impl Baking<'_> {
     }
 
     async fn create(&self, name: &str) -> Result<(), BakeError> {
-        let Bake { project, profiles, provision_limit, .. } = self.order;
-        let limits = *provision_limit + PUBLISH_LIMIT + EXPIRY_MARGIN;
+        let Bake { project, profiles, .. } = self.order;
         let labels = BuilderLabels {
             bake: self.bake.clone(),
             owner: self.cloud.state().owner().to_owned(),
-            expires_at: self.cloud.clock().now().wall + limits,
+            expires_at: self.cloud.clock().now().wall.saturating_add(longest(self.order, self.is_machine())),
         };
-        let request = builder_request(&labels, profiles, self.base);
+        let request = builder_request(&labels, profiles, self.from_profiles, self.base);
         let creating = self.client().create_instance(project, &request).await;
         creating.map_err(BakeError::incus("creating the builder"))?;
         let starting = self.client().start_instance(project, name).await;
@@ -346,5 +366,23 @@ impl Baking<'_> {
             .map(|(key, value)| (key.to_owned(), value)),
         );
         all
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// From then on others take its builder for one that nobody bakes in.
+    #[test]
+    fn a_bake_is_over_before_its_builder_expires() {
+        let mut order = Bake::new("base", "ci");
+        order.provision_limit = Duration::from_secs(7200);
+        order.files = vec!["a:/b".parse().unwrap(); 3];
+        let all = order.provision_limit + PUBLISH_LIMIT + FILE_LIMIT * 4;
+        assert!(longest(&order, false) >= all + CONTAINER_UP);
+        assert!(longest(&order, true) >= all + MACHINE_UP + SHUT_DOWN);
+        order.provision_limit = Duration::MAX;
+        assert_eq!(longest(&order, true), Duration::MAX, "it does not overflow");
     }
 }

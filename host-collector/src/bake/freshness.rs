@@ -8,7 +8,7 @@ use pika_cloud_common::wire::PROTOCOL;
 
 use super::{
     PROPERTY_AGENT_DIGEST, PROPERTY_AGENT_VERSION, PROPERTY_BAKE, PROPERTY_BASE_ALIAS, PROPERTY_BASE_FINGERPRINT,
-    PROPERTY_PROTOCOL, PROPERTY_SCHEMA_VERSION, digest_text,
+    PROPERTY_PROTOCOL, PROPERTY_SCHEMA_VERSION, bake_command, digest_text,
 };
 use crate::cloud::Cloud;
 use crate::incus::{Error, Image};
@@ -47,10 +47,10 @@ impl Staleness {
         matches!(self, Self::OtherContract { .. })
     }
 
-    /// The command that mends it. `alias` is the image's.
-    pub fn mend(&self, alias: &str) -> String {
+    /// The command that mends it. `alias` is the image's, in that project.
+    pub fn mend(&self, alias: &str, project: &str) -> String {
         let (Self::OtherContract { base, .. } | Self::Base { base, .. } | Self::Agent { base, .. }) = self;
-        format!("pika-cloud bake --from {base} --to {alias}")
+        bake_command(Some(base), alias, project)
     }
 }
 
@@ -112,7 +112,7 @@ impl Cloud {
         let Some(base) = image.properties.get(PROPERTY_BASE_ALIAS) else { return Ok(Vec::new()) };
         let base_now = self.incus().alias(project, base).await?.map(|alias| alias.target);
         // Where the host has none of its own, the image's is as good as any.
-        let own = self.agent().load(&image.architecture).ok().map(|agent| digest_text(agent.digest));
+        let own = self.agent().fetch(&image.architecture).await.ok().map(|agent| digest_text(agent.digest));
         Ok(judge(image, base_now.as_deref(), own.as_deref()))
     }
 }
@@ -173,10 +173,17 @@ mod tests {
         for change in [[(PROPERTY_PROTOCOL, "0")], [(PROPERTY_SCHEMA_VERSION, "")]] {
             let found = judge(&image(&change), None, None);
             assert!(matches!(found[..], [Staleness::OtherContract { .. }]) && found[0].is_error(), "{found:?}");
-            assert_eq!(found[0].mend("ci"), "pika-cloud bake --from debian --to ci");
+            assert_eq!(found[0].mend("ci", "p"), "pika-cloud bake --from debian --to ci --project p");
         }
         let words = judge(&image(&[(PROPERTY_PROTOCOL, "0")]), None, None)[0].to_string();
         assert!(words.contains("protocol 0") && words.contains("protocol 1"), "{words}");
+    }
+
+    /// Whoever makes an image says what it was baked from.
+    #[test]
+    fn a_base_that_is_no_plain_word_is_not_to_be_pasted() {
+        let found = judge(&image(&[(PROPERTY_BASE_ALIAS, "x; id")]), None, Some("sha256:bb"));
+        assert_eq!(found[0].mend("ci", "default"), "pika-cloud bake --from BASE --to ci");
     }
 
     #[test]

@@ -14,7 +14,7 @@ use crate::transport::{Exec, Ran, RunError, is_absent, run, shown};
 pub(super) const STEP_LIMIT: Duration = Duration::from_secs(120);
 
 /// How long a file may take to come over.
-const FILE_LIMIT: Duration = Duration::from_secs(1800);
+pub(super) const FILE_LIMIT: Duration = Duration::from_secs(1800);
 
 /// How long Incus may take to bring an exec about, in a builder that may be starting.
 const TRY_LIMIT: Duration = Duration::from_secs(20);
@@ -22,7 +22,7 @@ const TRY_LIMIT: Duration = Duration::from_secs(20);
 /// Between two tries.
 const PAUSE: Duration = Duration::from_millis(200);
 
-/// Puts standard input at `$1`, of `$2` bytes, with the mode `$3`.
+/// Puts standard input at `$1`, of `$2` bytes, with the mode `$3`; until it is whole it is for root alone.
 const PUT: &str = r#"
 PATH=$PATH:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
 fail() { echo "$1" >&2; exit 1; }
@@ -32,6 +32,7 @@ mkdir -p "$folder/" || exit 1
 if [ -d "$1" ]; then fail "$1 is a folder"; fi
 new=$folder/.pika-bake.$$
 trap 'rm -f "$new"' EXIT
+umask 077
 set -C
 cat >"$new" || fail "$new could not be written"
 size=$(wc -c <"$new")
@@ -162,5 +163,46 @@ fn succeeded(doing: &str, ran: Result<Ran, RunError>) -> Result<Ran, BakeError> 
             Err(failed(format!("{code}: {}", shown(&ran))))
         }
         Err(error) => Err(failed(error.to_string())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::io::Write as _;
+    use std::os::unix::fs::PermissionsExt as _;
+    use std::path::Path;
+    use std::process::{Command, Stdio};
+
+    use super::PUT;
+
+    fn mode(path: &Path) -> u32 {
+        fs::metadata(path).unwrap().permissions().mode() & 0o7777
+    }
+
+    /// A key is not for everybody until the last of its bytes is there.
+    #[test]
+    fn what_arrives_is_for_root_alone_until_it_is_whole() {
+        let folder = tempfile::tempdir().unwrap();
+        let (tools, to) = (folder.path().join("tools"), folder.path().join("etc/keys/key"));
+        fs::create_dir(&tools).unwrap();
+        // Looks at the file that it writes to.
+        fs::write(tools.join("cat"), "#!/bin/sh\nstat -L -c %a /proc/$$/fd/1 >\"$SEEN\"\nexec /bin/cat\n").unwrap();
+        fs::set_permissions(tools.join("cat"), PermissionsExt::from_mode(0o755)).unwrap();
+        let seen = folder.path().join("seen");
+        for (text, octal) in [("0600", 0o600), ("0644", 0o644), ("4755", 0o4755)] {
+            let mut put = Command::new("/bin/sh")
+                .args(["-c", PUT, "pika-cloud", to.to_str().unwrap(), "3", text])
+                .env("PATH", format!("{}:/usr/bin:/bin", tools.display()))
+                .env("SEEN", &seen)
+                .stdin(Stdio::piped())
+                .spawn()
+                .unwrap();
+            put.stdin.take().unwrap().write_all(b"key").unwrap();
+            assert!(put.wait().unwrap().success());
+            assert_eq!((fs::read_to_string(&seen).unwrap().trim(), mode(&to)), ("600", octal));
+            assert_eq!(fs::read(&to).unwrap(), b"key");
+            assert_eq!(mode(to.parent().unwrap()), 0o755, "folders are for all");
+        }
     }
 }

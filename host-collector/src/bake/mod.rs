@@ -45,6 +45,7 @@
 //! script's to remove.
 
 mod baker;
+mod command;
 mod error;
 #[cfg(test)]
 mod fake;
@@ -60,6 +61,7 @@ pub(crate) mod tidy;
 
 use pika_cloud_common::digest::Digest;
 
+pub(crate) use command::bake_command;
 pub use error::BakeError;
 pub use freshness::{StaleImage, Staleness};
 pub use order::{Bake, BakeFile, NotABakeFile};

@@ -323,7 +323,7 @@ fn seen(image: &Image, whose: Whose, instances: &[InstanceView]) -> Seen {
 }
 
 fn is_builder(view: &InstanceView, bake: &str, owner: &str) -> bool {
-    BuilderLabels::read(&view.config).is_some_and(|labels| labels.bake == bake && labels.owner == owner)
+    BuilderLabels::read(&view.name, &view.config).is_some_and(|labels| labels.bake == bake && labels.owner == owner)
 }
 
 /// Invariant 4: stops and deletes a builder, and nothing else. Incus ignores conditions on state changes and deletes, so the labels

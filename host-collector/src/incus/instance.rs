@@ -127,6 +127,9 @@ pub struct ImageAlias {
 /// A profile as Incus describes it.
 #[derive(Clone, Debug, Deserialize)]
 pub struct Profile {
+    /// What it sets, by its key.
+    #[serde(default)]
+    pub config: BTreeMap<String, String>,
     /// Devices by name.
     #[serde(default)]
     pub devices: BTreeMap<String, BTreeMap<String, String>>,

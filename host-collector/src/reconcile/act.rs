@@ -299,9 +299,9 @@ impl Cloud {
         };
         let bakes = record::list(self.state()).into_iter().map(local_bake).collect();
         let (builders, instances): (Vec<_>, Vec<_>) =
-            instances.into_iter().partition(|view| BuilderLabels::read(&view.config).is_some());
+            instances.into_iter().partition(|view| BuilderLabels::read(&view.name, &view.config).is_some());
         let builder = |view: InstanceView| {
-            let labels = BuilderLabels::read(&view.config)?;
+            let labels = BuilderLabels::read(&view.name, &view.config)?;
             Some(SeenBuilder { labels, instance: InstanceName { project: view.project, name: view.name } })
         };
         let seen = |view: InstanceView| {

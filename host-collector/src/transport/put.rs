@@ -13,7 +13,7 @@
 use std::time::Duration;
 
 use pika_cloud_common::digest::Digest;
-use serde::Deserialize;
+use serde::{Deserialize, Deserializer};
 
 use super::exec::{Ran, RunError, is_absent, run};
 use crate::agent_binary::AgentBinary;
@@ -27,6 +27,9 @@ const VERSION_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Characters of a guest's own words that are shown.
 const MAX_SHOWN_CHARS: usize = 300;
+
+/// Characters of what a guest calls its agent's release that are taken.
+const MAX_RELEASE_CHARS: usize = 64;
 
 /// Puts standard input at `$1`, of `$2` bytes. Every command is one that busybox has as well. NixOS has no others in Incus's
 /// own `PATH`. The shell itself tells which file it could not make, and why. Where nothing may be run, nothing is left.
@@ -53,7 +56,8 @@ mv -f "$new" "$1"
 /// What an agent says of itself, with `pika-guest version --json`.
 #[derive(Clone, Debug, Deserialize, PartialEq, Eq)]
 pub(crate) struct AgentVersion {
-    /// Its release.
+    /// Its release: not much, and nothing but what can be seen, as a guest says it.
+    #[serde(deserialize_with = "release")]
     pub(crate) agent: String,
     /// The session protocol that it speaks.
     pub(crate) protocol: u32,
@@ -61,6 +65,11 @@ pub(crate) struct AgentVersion {
     pub(crate) schema_version: u32,
     /// SHA-256 over its own bytes, behind `sha256:`.
     digest: String,
+}
+
+fn release<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {
+    let said = String::deserialize(deserializer)?;
+    Ok(said.chars().filter(|c| *c == ' ' || c.is_ascii_graphic()).take(MAX_RELEASE_CHARS).collect())
 }
 
 impl AgentVersion {

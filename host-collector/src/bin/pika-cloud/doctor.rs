@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use pika_host_collector::bake::StaleImage;
 use pika_host_collector::incus::{self, Client};
-use pika_host_collector::{AgentSource, Cloud, Config};
+use pika_host_collector::{AgentError, AgentSource, Cloud, Config, Origin};
 
 use crate::args::Args;
 use crate::exit::Failure;
@@ -24,6 +24,11 @@ enum Finding {
     },
     /// It works, and could be better.
     Stale {
+        what: String,
+        mend: String,
+    },
+    /// What not every host needs.
+    Absent {
         what: String,
         mend: String,
     },
@@ -62,6 +67,7 @@ pub(crate) async fn doctor(args: &Args) -> Result<ExitCode, Failure> {
                 print::line(&format!("missing  {what}\n         mend it: {mend}"));
             }
             Finding::Stale { what, mend } => print::line(&format!("stale    {what}\n         mend it: {mend}")),
+            Finding::Absent { what, mend } => print::line(&format!("absent   {what}\n         to have it: {mend}")),
         }
     }
     Ok(if missing == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
@@ -89,8 +95,7 @@ async fn images(config: &Config) -> Vec<Finding> {
 }
 
 fn image(StaleImage { project, name, staleness }: &StaleImage) -> Finding {
-    let of_project = if project == "default" { String::new() } else { format!(" --project {project}") };
-    let mend = format!("{}{of_project}, with the files and the script that it had", staleness.mend(name));
+    let mend = format!("{}, with the files and the script that it had", staleness.mend(name, project));
     let what = format!("image `{name}`: {staleness}");
     if staleness.is_error() { Finding::Missing { what, mend } } else { Finding::Stale { what, mend } }
 }
@@ -114,6 +119,14 @@ async fn own_agent(config: &Config, architecture: &str) -> Finding {
     let source = AgentSource::find(config.agent.as_deref());
     let agent = match source.load(architecture) {
         Ok(agent) => agent,
+        // Images that were baked need none. One that was asked for is missed.
+        Err(error @ AgentError::Absent { origin: Origin::Beside, .. }) => {
+            let mend =
+                "cargo xtask agent, and put what it builds beside pika-cloud, or name it with --agent PATH".to_owned();
+            let what =
+                format!("only guests that were baked with an agent can be run, and nothing can be baked: {error}");
+            return Finding::Absent { what, mend };
+        }
         Err(error) => {
             let mend =
                 "cargo xtask agent, and name what it builds with --agent PATH, or put it beside pika-cloud; images \
