@@ -96,7 +96,7 @@ fn a_bake_that_is_killed_at_each_of_its_steps_leaves_nothing_that_reconcile_does
             assert!(Instant::now() < deadline, "{mark} never came: {}", baking.said());
         }
         baking.kill();
-        assert!(!stage.builders().is_empty(), "it was cut at {mark}, and its builder is there");
+        assert!(!is_before || !stage.builders().is_empty(), "it was cut at {mark}, and its builder is there");
         let after = image_of(&image.alias).expect("the alias is there").fingerprint;
         assert!(!is_before || after == before, "the alias was moved before {mark}");
         println!("killed at {mark}: {}", finished_code(after != before));
