@@ -51,7 +51,7 @@ pub enum Error {
         /// Its project.
         project: String,
         /// What is wrong with it.
-        staleness: Staleness,
+        staleness: Box<Staleness>,
     },
     /// The spec wants the host's own agent, and the host has none for its image. Nothing was touched.
     #[error("incus.agent is `inject`: {0}")]

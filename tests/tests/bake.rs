@@ -344,6 +344,34 @@ fn doctor_and_run_tell_images_that_should_be_baked_anew() {
     assert!(!stage.has_instance(&spec), "nothing was touched");
 }
 
+/// What a profile tells cloud-init is for instances: of an image it would be for whoever has that.
+#[test]
+fn what_profiles_tell_cloud_init_is_kept_out_of_an_image() {
+    let stage = Stage::new("profile");
+    let image = stage.alias("ci");
+    let profile = format!("{}-profile", image.alias);
+    let keys = ["cloud-init.user-data", "cloud-init.vendor-data", "cloud-init.network-config", "user.user-data"];
+    let config: serde_json::Map<String, Value> =
+        keys.iter().map(|key| ((*key).to_owned(), json!("a secret"))).collect();
+    Incus.change("POST", "/1.0/profiles", Some(&json!({ "name": profile, "config": config }))).unwrap();
+    let waits = script(&stage, "while [ ! -e /tmp/gate ]; do sleep 0.1; done");
+    let more = ["--profile", "default", "--profile", &profile, "--provision", &waits];
+    let baking = Running::start(&mut stage.bake_command(BARE_IMAGE, &image.alias, &more));
+    let builder = until("the builder is there", LIMIT, || {
+        let mut builders = stage.state().join("id").exists().then(|| stage.builders())?;
+        builders.pop().filter(|builder| Incus.exec(builder, "test -e /run/pika-bake/provision").status.success())
+    });
+    let view = Incus.instance(&builder).unwrap();
+    assert!(view["profiles"].as_array().unwrap().contains(&json!(profile)), "{view}");
+    for (key, value) in view["expanded_config"].as_object().unwrap() {
+        assert_ne!(value, "a secret", "{key}");
+    }
+    Incus.exec_ok(&builder, "touch /tmp/gate");
+    baking.finish().expect(0);
+    Incus.change("DELETE", &format!("/1.0/profiles/{profile}"), None).unwrap();
+    stage.check_baked(1);
+}
+
 /// A builder is no runtime, and another state dir's is not ours.
 #[test]
 fn another_state_dirs_builder_is_reported_and_left_alone() {

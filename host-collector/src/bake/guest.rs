@@ -170,7 +170,7 @@ fn succeeded(doing: &str, ran: Result<Ran, RunError>) -> Result<Ran, BakeError> 
 mod tests {
     use std::fs;
     use std::io::Write as _;
-    use std::os::unix::fs::PermissionsExt as _;
+    use std::os::unix::fs::PermissionsExt;
     use std::path::Path;
     use std::process::{Command, Stdio};
 

@@ -138,7 +138,11 @@ impl Cloud {
         let (project, alias) = (&spec.incus.project, &spec.incus.image_alias);
         for staleness in self.staleness(project, image).await? {
             if staleness.is_error() {
-                return Err(Error::ImageAgent { alias: alias.clone(), project: project.clone(), staleness });
+                return Err(Error::ImageAgent {
+                    alias: alias.clone(),
+                    project: project.clone(),
+                    staleness: Box::new(staleness),
+                });
             }
             tracing::warn!("image `{alias}`: {staleness}; {} bakes it anew", staleness.mend(alias, project));
         }
