@@ -432,7 +432,7 @@ fn inspect_and_doctor_tell_whose_agent_it_is() {
 
     // Where none was asked for, images that were baked do without.
     let alone = stage.more("pika-cloud");
-    std::fs::copy(&Lab::get().cloud, &alone).unwrap();
+    fs::copy(&Lab::get().cloud, &alone).unwrap();
     let own = stage.cloud(&["doctor"]);
     let mut command = std::process::Command::new(&alone);
     command.args(own.get_args()).env_remove("PIKA_GUEST_AGENT");
