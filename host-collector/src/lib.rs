@@ -33,6 +33,7 @@
 
 mod agent_binary;
 mod artifacts;
+pub mod bake;
 pub mod clock;
 mod cloud;
 mod destroy;

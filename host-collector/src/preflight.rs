@@ -9,8 +9,13 @@ use crate::agent_binary::AgentSource;
 use crate::error::Error;
 use crate::incus::{Client, Image, Labels, check_volume, root_disk, root_pool};
 
-/// Checks that Incus has what the spec names, and that the name is free or ours.
-pub(crate) async fn check(client: &Client, agent: &AgentSource, spec: &RuntimeSpec, owner: &str) -> Result<(), Error> {
+/// Checks that Incus has what the spec names, and that the name is free or ours. Gives the image.
+pub(crate) async fn check(
+    client: &Client,
+    agent: &AgentSource,
+    spec: &RuntimeSpec,
+    owner: &str,
+) -> Result<Image, Error> {
     let server = client.server().await?;
     if spec.incus.instance_type == InstanceType::VirtualMachine && !server.environment.driver.contains("qemu") {
         return Err(Error::Missing {
@@ -46,11 +51,11 @@ pub(crate) async fn check(client: &Client, agent: &AgentSource, spec: &RuntimeSp
                 format!("belongs to runtime `{}`", labels.runtime_id)
             }
             Some(labels) if labels.owner != owner => "belongs to the collector of another state dir".to_owned(),
-            Some(_) => return Ok(()),
+            Some(_) => return Ok(image),
         };
         return Err(Error::NotOurs { instance: instance.name, project: project.clone(), whose });
     }
-    Ok(())
+    Ok(image)
 }
 
 /// Incus is on this host, so that a mount's source must be, too.

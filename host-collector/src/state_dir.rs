@@ -3,6 +3,7 @@
 //! ```text
 //! <state_dir>/id                       who owns the instances made from here
 //! <state_dir>/.commands/<runtime_id>   what is wanted of it, for whoever drives it
+//! <state_dir>/.bakes/<bake>/           an image that is being baked, or what one that failed left
 //! <state_dir>/<runtime_id>/lock        held by the one collector that drives the runtime
 //!                         /spec.json   the spec, secrets redacted
 //!                         /journal.jsonl
@@ -100,6 +101,19 @@ impl StateDir {
     /// The id that instances made from here are marked with.
     pub(crate) fn owner(&self) -> &str {
         &self.owner
+    }
+
+    /// Where it is.
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// A name that nothing else has: 128 random bits.
+    ///
+    /// # Errors
+    /// Where the kernel gives none.
+    pub(crate) fn random_id(&self) -> Result<String, StateDirError> {
+        random_hex().map_err(fail(&self.path, "drawing a random id"))
     }
 
     /// The folder of a runtime, whether it exists or not.

@@ -12,6 +12,7 @@
 #![allow(clippy::missing_panics_doc, reason = "what a test stands on fails by panicking")]
 
 mod agent;
+mod bake;
 mod chance;
 mod daemon;
 mod debian;
@@ -32,6 +33,7 @@ pub mod vm;
 mod wait;
 
 pub use agent::{DONE, ENDLESS, HELLO, archivist, entry, played_by};
+pub use bake::{Seen, image_of, images};
 pub use chance::Chance;
 pub use daemon::Daemon;
 pub use debian::debian_image;

@@ -39,6 +39,11 @@ impl Stage {
         Self { name, scratch, instances: Mutex::default(), began: Instant::now() }
     }
 
+    /// What its names begin with.
+    pub(crate) fn name(&self) -> &str {
+        &self.name
+    }
+
     /// A path in the stage's folder.
     pub fn path(&self, name: &str) -> PathBuf {
         self.scratch.path().join(name)

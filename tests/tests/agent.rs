@@ -535,4 +535,13 @@ fn inspect_and_doctor_tell_whose_agent_it_is() {
     let missing: PathBuf = stage.more("nothing");
     let found = stage.call(&["doctor", "--agent", &missing.display().to_string()]).expect(1).stdout;
     assert!(found.contains("missing  guests without an agent get none") && found.contains("mend it: "), "{found}");
+
+    // Where none was asked for, images that were baked do without.
+    let alone = stage.more("pika-cloud");
+    fs::copy(&Lab::get().cloud, &alone).unwrap();
+    let own = stage.cloud(&["doctor"]);
+    let mut command = std::process::Command::new(&alone);
+    command.args(own.get_args()).env_remove("PIKA_GUEST_AGENT");
+    let found = Running::start(&mut command).finish().expect(0).stdout;
+    assert!(found.contains("absent   only guests that were baked with an agent"), "{found}");
 }

@@ -7,7 +7,7 @@
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use pika_cloud_tests::{Incus, LIMIT, LabDaemon, Running, Signal, Spec, Stage, eventually};
+use pika_cloud_tests::{BARE_IMAGE, Incus, LIMIT, LabDaemon, Running, Signal, Spec, Stage, eventually, image_of};
 
 /// All tests here share one daemon. To be taken before the stage, whose end needs that daemon.
 fn alone() -> MutexGuard<'static, ()> {
@@ -171,4 +171,29 @@ fn a_job_is_ended_while_the_daemon_is_down() {
         assert!(Incus.instance(&spec.instance).is_none());
         stage.check_nothing_left(&spec);
     }
+}
+
+/// What a bake could not remove without a daemon, the next reconciliation removes.
+#[test]
+fn a_bake_that_loses_the_daemon_moves_no_alias_and_is_reconciled() {
+    let _alone = alone();
+    let stage = Stage::new("bake-daemon");
+    let mut daemon = LabDaemon::find();
+    let image = stage.alias("ci");
+    stage.bake(BARE_IMAGE, &image.alias, &[]).expect(0);
+    let before = image_of(&image.alias).unwrap().fingerprint;
+    for step in ["creating the builder", "putting in pika-guest", "publishing the image"] {
+        let baking = Running::start(&mut stage.bake_command(BARE_IMAGE, &image.alias, &[]));
+        eventually(step, || baking.said().contains(step));
+        daemon.kill();
+        let failed = baking.finish().expect(125);
+        assert!(failed.stderr.contains("pika-cloud reconcile"), "it says what is left: {}", failed.stderr);
+        daemon.start();
+        daemon.wait_ready();
+        assert_eq!(image_of(&image.alias).unwrap().fingerprint, before);
+        stage.call(&["reconcile"]).expect(0);
+        stage.check_baked(1);
+    }
+    stage.bake(BARE_IMAGE, &image.alias, &[]).expect(0);
+    stage.check_baked(1);
 }

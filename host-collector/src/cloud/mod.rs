@@ -522,7 +522,7 @@ fn unknown(runtime_id: &str) -> Error {
 }
 
 /// Waits for the wish to end. Never ready where nobody can wish any more.
-async fn wished(cancel: &mut watch::Receiver<bool>) {
+pub(crate) async fn wished(cancel: &mut watch::Receiver<bool>) {
     let nobody = cancel.wait_for(|wanted| *wanted).await.is_err();
     if nobody {
         std::future::pending::<()>().await;

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use pika_cloud_common::spec::{difference, hash};
+use pika_cloud_common::spec::{AgentPolicy, difference, hash};
 use pika_cloud_common::{RuntimeSpec, Verdict};
 use tokio::sync::mpsc;
 
@@ -10,6 +10,7 @@ use super::registry::Driving;
 use super::{Cloud, Rerun};
 use crate::driver::{Driver, IncusBackend, Parts, Until};
 use crate::error::Error;
+use crate::incus::Image;
 use crate::journal::{HostRecord, Records, View, Writer};
 use crate::machine::{CallFailure, Destroyed};
 use crate::runtime::Claim;
@@ -125,7 +126,27 @@ impl Cloud {
 
     /// That a run of the spec can begin.
     pub(super) async fn preflight(&self, spec: &RuntimeSpec) -> Result<(), Error> {
-        crate::preflight::check(&self.client, &self.agent, spec, self.state.owner()).await
+        let image = crate::preflight::check(&self.client, &self.agent, spec, self.state.owner()).await?;
+        self.check_image_agent(spec, &image).await
+    }
+
+    /// That the agent in a baked image is one that this host can talk to. What a new bake would do good is said.
+    async fn check_image_agent(&self, spec: &RuntimeSpec, image: &Image) -> Result<(), Error> {
+        if spec.incus.agent == AgentPolicy::Inject {
+            return Ok(());
+        }
+        let (project, alias) = (&spec.incus.project, &spec.incus.image_alias);
+        for staleness in self.staleness(project, image).await? {
+            if staleness.is_error() {
+                return Err(Error::ImageAgent {
+                    alias: alias.clone(),
+                    project: project.clone(),
+                    staleness: Box::new(staleness),
+                });
+            }
+            tracing::warn!("image `{alias}`: {staleness}; {} bakes it anew", staleness.mend(alias, project));
+        }
+        Ok(())
     }
 
     /// Takes a runtime that was begun, with the spec in its folder; `None` where another drives it.

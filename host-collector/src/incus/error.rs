@@ -148,7 +148,14 @@ impl Error {
 
 /// The one place where Incus gives no code of its own, so that its words have to do.
 fn is_busy(message: &str) -> bool {
-    message.contains("Instance is busy") || message.contains("database is locked")
+    message.contains("Instance is busy") || message.contains("database is locked") || is_image_replaced(message)
+}
+
+/// The image that an alias pointed to was replaced, and deleted, while Incus made an instance of it: by now the alias points to
+/// another.
+fn is_image_replaced(message: &str) -> bool {
+    message.contains("Image not available on any online member")
+        || (message.contains("Failed creating instance from image") && message.contains("no such file"))
 }
 
 /// What to do about an error.
@@ -184,6 +191,8 @@ mod tests {
             (refused(500, "The instance is already running"), Class::Final),
             (refused(400, "Instance is running"), Class::Final),
             (refused(409, "Volume by that name already exists"), Class::Final),
+            (failed("Failed locating image \"f00\": Image not available on any online member"), Class::Transient),
+            (failed("Failed creating instance from image: open /x/f00: no such file or directory"), Class::Transient),
             (failed("Image not provided for instance creation"), Class::Final),
             (failed("disk 404 not found"), Class::Final),
         ] {

@@ -92,8 +92,20 @@ impl InstanceView {
 }
 
 /// An image as Incus describes it.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Default, Deserialize)]
 pub struct Image {
+    /// SHA-256 over it, by which it is named.
+    #[serde(default)]
+    pub fingerprint: String,
+    /// Its project: `default` for a project that has no images of its own.
+    #[serde(default)]
+    pub project: String,
+    /// Whether everybody may have it.
+    #[serde(default)]
+    pub public: bool,
+    /// Names that point to it.
+    #[serde(default)]
+    pub aliases: Vec<ImageAlias>,
     /// `container` or `virtual-machine`.
     #[serde(rename = "type", default)]
     pub kind: String,
@@ -105,9 +117,19 @@ pub struct Image {
     pub properties: BTreeMap<String, String>,
 }
 
+/// A name of an image.
+#[derive(Clone, Debug, Deserialize)]
+pub struct ImageAlias {
+    /// It.
+    pub name: String,
+}
+
 /// A profile as Incus describes it.
 #[derive(Clone, Debug, Deserialize)]
 pub struct Profile {
+    /// What it sets, by its key.
+    #[serde(default)]
+    pub config: BTreeMap<String, String>,
     /// Devices by name.
     #[serde(default)]
     pub devices: BTreeMap<String, BTreeMap<String, String>>,
@@ -156,24 +178,6 @@ impl Client {
     async fn list(&self, path: &str) -> Result<Vec<InstanceView>, Error> {
         // An empty list may be answered as null.
         self.get::<Option<Vec<InstanceView>>>(path).await.map(Option::unwrap_or_default)
-    }
-
-    /// The image behind an alias, or `None`.
-    ///
-    /// # Errors
-    /// Where the question itself failed.
-    pub async fn image(&self, project: &str, alias: &str) -> Result<Option<Image>, Error> {
-        #[derive(Deserialize)]
-        struct Alias {
-            target: String,
-        }
-        let project = encode(project);
-        let alias: Option<Alias> =
-            found(self.get(&format!("/1.0/images/aliases/{}?project={project}", encode(alias))).await)?;
-        match alias {
-            None => Ok(None),
-            Some(alias) => found(self.get(&format!("/1.0/images/{}?project={project}", encode(&alias.target))).await),
-        }
     }
 
     /// The profile of that name, or `None`.
@@ -228,6 +232,16 @@ impl Client {
         let body = json!({ "action": "stop", "force": true, "timeout": 60 });
         let path = format!("/1.0/instances/{}/state?project={}", encode(name), encode(project));
         self.change("stopping the instance", Method::PUT, &path, Some(&body), CHANGE_LIMIT).await
+    }
+
+    /// Asks what runs in an instance to end, and waits for that.
+    ///
+    /// # Errors
+    /// Where Incus refuses, or it does not end in time.
+    pub(crate) async fn shut_down_instance(&self, project: &str, name: &str, limit: Duration) -> Result<(), Error> {
+        let body = json!({ "action": "stop", "force": false, "timeout": limit.as_secs() });
+        let path = format!("/1.0/instances/{}/state?project={}", encode(name), encode(project));
+        self.change("shutting the instance down", Method::PUT, &path, Some(&body), limit + CALL_TIMEOUT).await
     }
 
     /// Deletes a stopped instance.

@@ -33,12 +33,15 @@
 //! | 400 `The storage volume is still in use` | DELETE of a volume | final |
 //! | 409 | create of a volume of that name | it is read whose it is |
 //! | 500 `UNIQUE constraint failed` | create of an instance of that name | final; the labels that are read tell whose it is |
+//! | 500 `Failed locating image …`, 404 `Failed creating instance from image: open …: no such file …` | create from an alias whose image was replaced and deleted meanwhile | transient: the alias points to another by now |
 //! | 500 `Image not provided` | create from an alias that is gone | final |
 
 mod backoff;
+mod builder;
 mod client;
 mod error;
 mod events;
+mod image;
 mod instance;
 mod operation;
 mod plan;
@@ -49,12 +52,14 @@ mod websocket;
 
 pub use backoff::backoff;
 pub(crate) use backoff::jitter;
+pub(crate) use builder::{BuilderLabels, builder_name, builder_request, is_bake_id};
 pub use client::Client;
 pub use client::{Server, ServerEnvironment};
 pub use error::{Class, Error};
 pub use events::{LifecycleEvents, Wakes};
-pub use instance::{Image, InstanceState, InstanceView, Profile, VsockAddress};
-pub(crate) use operation::Work;
+pub(crate) use image::PUBLISH_LIMIT;
+pub use instance::{Image, ImageAlias, InstanceState, InstanceView, Profile, VsockAddress};
+pub(crate) use operation::{Publishing, Work};
 pub(crate) use plan::is_marked;
 pub use plan::{Labels, Ownership, VolumeLabels, create_request, label};
 pub use provision::provision;

@@ -135,12 +135,12 @@ impl VolumeLabels {
     }
 }
 
-fn since_epoch(text: &str) -> Option<Duration> {
+pub(super) fn since_epoch(text: &str) -> Option<Duration> {
     let at = time::OffsetDateTime::parse(text, &time::format_description::well_known::Rfc3339).ok()?;
     Some(Duration::from_secs(at.unix_timestamp().try_into().ok()?))
 }
 
-fn rfc3339(since_epoch: Duration) -> String {
+pub(super) fn rfc3339(since_epoch: Duration) -> String {
     Timestamp::from_unix(since_epoch.as_secs(), since_epoch.subsec_micros()).as_str().to_owned()
 }
 

@@ -9,13 +9,18 @@ use pika_cloud_common::verdict::{DeathCause, Outcome as End};
 use pika_cloud_common::{Command, RuntimeSpec, State};
 use tokio::sync::Semaphore;
 
+use super::bakes::{LocalBake, SeenBuilder, plan_bakes};
 use super::plan::{InstanceName, LocalRuntime, Seen, SeenVolume, Standing, VolumeName, plan};
 use super::{Outcome, ReconcileOptions, ReconcileReport, Step};
+use crate::bake::record::{self, Held, Taken};
+use crate::bake::tidy::{Tidied, end_builder, tidy};
 use crate::clock::Now;
 use crate::cloud::Cloud;
 use crate::destroy::destroy_named;
 use crate::error::Error;
-use crate::incus::{Holder, InstanceState, InstanceView, Labels, VolumeLabels, backoff, is_marked, jitter};
+use crate::incus::{
+    BuilderLabels, Holder, InstanceState, InstanceView, Labels, VolumeLabels, backoff, is_marked, jitter,
+};
 use crate::journal::{HostRecord, View};
 use crate::machine::Destroyed;
 use crate::runtime::Claim;
@@ -23,6 +28,9 @@ use crate::state_dir::{RuntimeFolder, RuntimeLock};
 
 /// Instances that are ended at once. Stopping one takes Incus about a second, mostly of waiting.
 const ENDED_AT_ONCE: usize = 16;
+
+/// How long Incus may take to end what it still does for a bake whose builder is gone.
+const TIDIED_WITHIN: Duration = Duration::from_secs(300);
 
 /// How often ending an instance is tried where Incus is busy.
 const TRIES: u32 = 6;
@@ -103,6 +111,11 @@ impl Cloud {
                 let _turn = ending.acquire().await;
                 self.end_instance(instance, runtime_id, *term).await
             }
+            Step::Tidy { bake, .. } => self.tidy_bake(bake).await,
+            Step::EndBuilder { instance, bake } => {
+                let InstanceName { project, name } = instance;
+                outcome(end_builder(self.incus(), project, name, bake, self.state().owner()).await)
+            }
             Step::DeleteVolume { volume, runtime_id } => self.delete_orphan(volume, runtime_id).await,
             Step::TakeOver { .. } | Step::TakeOverVolume { .. } | Step::Refuse { .. } | Step::Report { .. } => {
                 Outcome::Done
@@ -151,6 +164,25 @@ impl Cloud {
                 }
                 Err(failure) => return Outcome::Failed(failure.message),
             }
+        }
+    }
+
+    /// Removes what a bake left, unless somebody is at it by now.
+    async fn tidy_bake(&self, bake: &str) -> Outcome {
+        let held = match Held::take(self.state(), bake) {
+            Ok(Taken::Held(held)) => held,
+            Ok(Taken::Gone) => return Outcome::Done,
+            Ok(Taken::Lives) => return Outcome::LeftAlone("somebody is at it by now".to_owned()),
+            Ok(Taken::Unreadable(path)) => {
+                return Outcome::Failed(format!("{} cannot be read: remove its folder", path.display()));
+            }
+            Err(error) => return Outcome::Failed(error.to_string()),
+        };
+        match tidy(self.incus(), self.state().owner(), held, TIDIED_WITHIN).await {
+            Ok(Tidied { unfinished: Some(what), .. }) => Outcome::Failed(format!("{what}: try again later")),
+            Ok(Tidied { kept, .. }) if !kept.is_empty() => Outcome::LeftAlone(kept.join("; ")),
+            Ok(_) => Outcome::Done,
+            Err(error) => Outcome::Failed(error.to_string()),
         }
     }
 
@@ -261,6 +293,17 @@ impl Cloud {
         for name in self.state().runtimes()? {
             local.extend(self.local(name));
         }
+        let local_bake = |bake: String| {
+            let (record, lives) = record::look(self.state(), &bake);
+            LocalBake { bake, to: record.map(|record| record.to), lives }
+        };
+        let bakes = record::list(self.state()).into_iter().map(local_bake).collect();
+        let (builders, instances): (Vec<_>, Vec<_>) =
+            instances.into_iter().partition(|view| BuilderLabels::read(&view.name, &view.config).is_some());
+        let builder = |view: InstanceView| {
+            let labels = BuilderLabels::read(&view.name, &view.config)?;
+            Some(SeenBuilder { labels, instance: InstanceName { project: view.project, name: view.name } })
+        };
         let seen = |view: InstanceView| {
             is_marked(&view.config).then(|| Seen {
                 labels: Labels::read(&view.config),
@@ -276,6 +319,8 @@ impl Cloud {
         };
         Ok(Look {
             local,
+            bakes,
+            builders: builders.into_iter().filter_map(builder).collect(),
             instances: instances.into_iter().filter_map(seen).collect(),
             volumes: volumes.into_iter().filter_map(seen_volume).collect(),
             now: self.clock().now().wall,
@@ -344,13 +389,17 @@ impl Cloud {
 struct Look {
     local: Vec<LocalRuntime>,
     instances: Vec<Seen>,
+    bakes: Vec<LocalBake>,
+    builders: Vec<SeenBuilder>,
     volumes: Vec<SeenVolume>,
     now: Duration,
 }
 
 impl Look {
     fn plan(&self, owner: &str, options: &ReconcileOptions) -> Vec<Step> {
-        plan(&self.local, &self.instances, &self.volumes, owner, self.now, options)
+        let mut steps = plan(&self.local, &self.instances, &self.volumes, owner, self.now, options);
+        steps.extend(plan_bakes(&self.bakes, &self.builders, owner, self.now));
+        steps
     }
 
     fn knows(&self, runtime_id: &str) -> bool {

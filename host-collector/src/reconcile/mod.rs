@@ -21,6 +21,9 @@
 //! | an instance of another owner | report; take over only where the options name it, or all that expired |
 //! | the same, and a runtime of that name was run and ended here before | report, or refuse where the options name it |
 //! | a volume of ours that nothing uses and no runtime here knows | report; deleted only where the options say so |
+//! | a bake of this state dir that nobody is at any more | what it left is removed, see [`bake`](crate::bake#after-a-crash) |
+//! | a builder of ours of which no bake is written down | end |
+//! | a builder of another owner | report |
 //! | anything without all our labels | nothing; a report where it has some of them |
 //!
 //! # Why no race remains
@@ -36,6 +39,7 @@
 //! Invariant 6 allows.
 
 mod act;
+mod bakes;
 mod plan;
 
 use std::collections::BTreeSet;

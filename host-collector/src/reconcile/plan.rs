@@ -150,6 +150,20 @@ pub enum Step {
         /// Who holds it.
         from: Holder,
     },
+    /// Remove what a bake left that is over: its builder, an image without an alias, the one that its alias had before.
+    Tidy {
+        /// Which.
+        bake: String,
+        /// The alias that it was for; `None` where it had died before that was written.
+        to: Option<String>,
+    },
+    /// Stop and delete a builder of ours of which nothing is written down.
+    EndBuilder {
+        /// Which.
+        instance: InstanceName,
+        /// The bake that made it.
+        bake: String,
+    },
     /// Delete a volume of ours that nothing uses and no runtime here knows.
     DeleteVolume {
         /// Which.
@@ -182,6 +196,9 @@ impl Step {
                 instance.to_string()
             }
             Self::TakeOverVolume { volume, .. } | Self::DeleteVolume { volume, .. } => volume.to_string(),
+            Self::Tidy { bake, to: Some(to) } => format!("bake {bake} of {to}"),
+            Self::Tidy { bake, to: None } => format!("bake {bake}"),
+            Self::EndBuilder { instance, .. } => instance.to_string(),
             Self::Report { what, .. } => what.clone(),
         }
     }
@@ -191,7 +208,8 @@ impl Step {
         match self {
             Self::Adopt { .. } => "adopt",
             Self::Cancel { .. } => "cancel",
-            Self::End { .. } => "end",
+            Self::End { .. } | Self::EndBuilder { .. } => "end",
+            Self::Tidy { .. } => "tidy",
             Self::TakeOver { .. } | Self::TakeOverVolume { .. } => "take_over",
             Self::DeleteVolume { .. } => "delete",
             Self::Refuse { .. } => "refuse",
@@ -209,6 +227,8 @@ impl Step {
             Self::TakeOver { runtime_id, from, .. } | Self::TakeOverVolume { runtime_id, from, .. } => {
                 format!("of runtime {runtime_id}, from owner {} with term {}", from.owner, from.term)
             }
+            Self::Tidy { .. } => "it is over, and what it made may be left".to_owned(),
+            Self::EndBuilder { bake, .. } => format!("ours, of a bake {bake} that is not known here any more"),
             Self::DeleteVolume { runtime_id, .. } => {
                 format!("of runtime {runtime_id}, which is not known here; nothing uses it")
             }

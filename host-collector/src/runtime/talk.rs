@@ -3,11 +3,13 @@
 use std::collections::BTreeMap;
 
 use pika_cloud_common::digest::Digest;
+use pika_cloud_common::spec::Incus;
 use pika_cloud_common::wire::{Ack, EndReason, Entry, ErrorCode, Notice, SessionError};
 
 use super::commit::Batch;
 use super::route::{Peer, Way, is_still_at, stranger};
 use super::{Call, Core, Effect, Outputs, Seen};
+use crate::bake::bake_command;
 use crate::journal::HostRecord;
 use crate::machine::{CallFailure, Found, Guest, Input, SessionLoss};
 use crate::session::{Opened, Received, Session, SessionFault};
@@ -212,7 +214,7 @@ impl Core {
             Peer::Asked { address, opened, .. } => (address, opened),
             Peer::Unfit { message, .. } => {
                 let base = looked.ok().flatten().and_then(|seen| seen.base_alias);
-                let message = format!("{message}: {}", bake_again(base.as_deref(), &self.spec.incus.image_alias));
+                let message = format!("{message}: {}", bake_again(base.as_deref(), &self.spec.incus));
                 return self.no_session(SessionLoss::Refused(message));
             }
             Peer::Ours | Peer::Dialled(_) => return,
@@ -342,14 +344,9 @@ impl Core {
 }
 
 /// What mends an image whose agent is of another release.
-fn bake_again(base: Option<&str>, alias: &str) -> String {
-    let from = base.filter(|base| is_alias(base)).unwrap_or("BASE");
-    format!("bake the image again with an agent of this release (pika-cloud bake --from {from} --to {alias})")
-}
-
-/// Whether what an image says is its base can be shown as a word of a command.
-fn is_alias(text: &str) -> bool {
-    (1..=256).contains(&text.len()) && text.chars().all(|c| c.is_ascii_alphanumeric() || "-_./:+".contains(c))
+fn bake_again(base: Option<&str>, incus: &Incus) -> String {
+    let command = bake_command(base, &incus.image_alias, &incus.project);
+    format!("bake the image again with an agent of this release ({command})")
 }
 
 /// Whether a refusal says nothing against the guest: the next session may go better.

@@ -15,7 +15,7 @@ use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::task::AbortHandle;
 
 use crate::driver::{Explain, Link};
@@ -89,6 +89,11 @@ impl ExecEnd {
         self.client.exec_exit_code(&self.operation_id).await
     }
 
+    /// Whether it runs, as far as Incus knows.
+    pub(crate) async fn is_running(&self) -> bool {
+        self.client.is_exec_running(&self.operation_id).await
+    }
+
     /// The end of what it said on its standard error.
     pub(crate) fn errors(&self) -> String {
         let stderr = self.stderr.lock().unwrap_or_else(PoisonError::into_inner);
@@ -147,15 +152,16 @@ pub(crate) async fn run(
     client: &Client,
     (project, instance): (&str, &str),
     command: &[&str],
-    input: &[u8],
+    mut input: impl AsyncRead + Unpin,
     limit: Duration,
 ) -> Result<Ran, RunError> {
     let run = async {
         let Exec { input: mut stdin, output: mut stdout, end } =
             Exec::start(client, project, instance, command).await?;
         let write = async {
-            for piece in input.chunks(PIECE_BYTES) {
-                stdin.write_all(piece).await?;
+            let mut piece = vec![0; PIECE_BYTES];
+            while let n @ 1.. = input.read(&mut piece).await? {
+                stdin.write_all(&piece[..n]).await?;
                 stdin.flush().await?;
             }
             stdin.shutdown().await

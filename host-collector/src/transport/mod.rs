@@ -5,7 +5,8 @@ mod own;
 mod put;
 pub mod vsock;
 
-pub(crate) use exec::dial_exec;
+pub(crate) use exec::{Exec, Ran, RunError, dial_exec, is_absent, run};
 pub(crate) use own::{PUT_DIAL_TIMEOUT, dial_own};
 pub use put::PutError;
+pub(crate) use put::{AgentVersion, put_agent, shown};
 pub(crate) use vsock::dial_vsock;

@@ -170,7 +170,7 @@ pub(crate) async fn put_agent(
 ) -> Result<AgentVersion, PutError> {
     let size = agent.bytes.len().to_string();
     let command = ["/bin/sh", "-c", SCRIPT, "pika-cloud", path, &size];
-    let put = run(client, (project, instance), &command, &agent.bytes, PUT_TIMEOUT).await;
+    let put = run(client, (project, instance), &command, &agent.bytes[..], PUT_TIMEOUT).await;
     let ran = put.map_err(|error| PutError::of(instance, format!("putting pika-guest at {path}"), error))?;
     match ran.code {
         Some(0) => {}
@@ -198,7 +198,7 @@ pub(crate) async fn agent_version(
     instance: &str,
     path: &str,
 ) -> Result<AgentVersion, PutError> {
-    let asked = run(client, (project, instance), &[path, "version", "--json"], &[], VERSION_TIMEOUT).await;
+    let asked = run(client, (project, instance), &[path, "version", "--json"], &[][..], VERSION_TIMEOUT).await;
     let ran = asked.map_err(|error| PutError::of(instance, format!("`{path} version --json`"), error))?;
     let answer = serde_json::from_slice(&ran.output).ok().filter(|_| ran.code == Some(0));
     answer.ok_or_else(|| PutError::NotRunning {
@@ -210,7 +210,7 @@ pub(crate) async fn agent_version(
 }
 
 /// What a person is shown of a guest's words: no control characters, and not many.
-fn shown(ran: &Ran) -> String {
+pub(crate) fn shown(ran: &Ran) -> String {
     let said = if ran.errors.is_empty() { String::from_utf8_lossy(&ran.output) } else { ran.errors.as_str().into() };
     let said = said.trim().chars().map(|c| if c.is_control() { ' ' } else { c });
     let shown: String = said.take(MAX_SHOWN_CHARS).collect();

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use clap::{CommandFactory as _, Parser, Subcommand};
 use pika_host_collector::Config;
+use pika_host_collector::bake::BakeFile;
 
 use crate::exit::Failure;
 
@@ -100,6 +101,8 @@ pub(crate) enum Command {
         /// The runtime's name
         id: String,
     },
+    /// Make an image with pika-guest in it of one without, and point an alias to it
+    Bake(Bake),
     /// Adopt, end or report what a dead collector left in Incus; adopted runtimes are driven to their end
     Reconcile(Reconcile),
     /// Say what is missing on this host, and the command that mends it
@@ -127,6 +130,32 @@ pub(crate) struct Run {
     /// Run a finished job anew; its earlier outputs are kept in the state dir
     #[arg(long)]
     pub(crate) again: bool,
+}
+
+/// What `bake` takes.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Bake {
+    /// The image to begin with, by its alias; it stays as it is
+    #[arg(long, value_name = "ALIAS")]
+    pub(crate) from: String,
+    /// The alias that points to the baked image in the end; it may point to an earlier one now
+    #[arg(long, value_name = "ALIAS")]
+    pub(crate) to: String,
+    /// Incus's project
+    #[arg(long, value_name = "NAME", default_value = "default")]
+    pub(crate) project: String,
+    /// A profile of the instance in which it is baked; may be repeated
+    #[arg(long, value_name = "NAME", default_value = "default")]
+    pub(crate) profile: Vec<String>,
+    /// Put a file of this host into the image, its mode in octal; may be repeated
+    #[arg(long, value_name = "SRC:DEST[:MODE]")]
+    pub(crate) file: Vec<BakeFile>,
+    /// Run a shell script of this host in the image, as root, once the files are there
+    #[arg(long, value_name = "SCRIPT")]
+    pub(crate) provision: Option<PathBuf>,
+    /// How long that script may take
+    #[arg(long, value_name = "SECS", default_value_t = 3600, value_parser = clap::value_parser!(u64).range(1..=604_800))]
+    pub(crate) timeout: u64,
 }
 
 /// What `reconcile` takes.

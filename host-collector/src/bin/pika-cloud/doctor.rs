@@ -4,8 +4,9 @@ use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
 
+use pika_host_collector::bake::StaleImage;
 use pika_host_collector::incus::{self, Client};
-use pika_host_collector::{AgentSource, Cloud, Config};
+use pika_host_collector::{AgentError, AgentSource, Cloud, Config, Origin};
 
 use crate::args::Args;
 use crate::exit::Failure;
@@ -17,7 +18,20 @@ const VERSION_TIMEOUT: Duration = Duration::from_secs(5);
 /// What one look found.
 enum Finding {
     Good(String),
-    Missing { what: String, mend: String },
+    Missing {
+        what: String,
+        mend: String,
+    },
+    /// It works, and could be better.
+    Stale {
+        what: String,
+        mend: String,
+    },
+    /// What not every host needs.
+    Absent {
+        what: String,
+        mend: String,
+    },
 }
 
 /// Looks at everything, and fails where something is missing.
@@ -31,6 +45,7 @@ pub(crate) async fn doctor(args: &Args) -> Result<ExitCode, Failure> {
             findings.push(Finding::Good(format!("Incus {version} answers at {}", client.socket().display())));
             findings.extend(storage(&client).await);
             findings.push(machines(&server.environment.driver));
+            findings.extend(images(&config).await);
             findings.push(own_agent(&config, &server.environment.kernel_architecture).await);
         }
         Err(error @ incus::Error::NoPermission { .. }) => findings.push(Finding::Missing {
@@ -51,6 +66,8 @@ pub(crate) async fn doctor(args: &Args) -> Result<ExitCode, Failure> {
                 missing += 1;
                 print::line(&format!("missing  {what}\n         mend it: {mend}"));
             }
+            Finding::Stale { what, mend } => print::line(&format!("stale    {what}\n         mend it: {mend}")),
+            Finding::Absent { what, mend } => print::line(&format!("absent   {what}\n         to have it: {mend}")),
         }
     }
     Ok(if missing == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
@@ -64,6 +81,23 @@ fn state_dir_finding(config: &Config) -> Finding {
             Finding::Missing { what: error.to_string(), mend: "name a writable folder with --state-dir DIR".to_owned() }
         }
     }
+}
+
+/// Baked images whose agent cannot be talked to, or that a new bake would do good.
+async fn images(config: &Config) -> Vec<Finding> {
+    // Where the state dir cannot be used, that is said already.
+    let Ok(cloud) = Cloud::connect(config) else { return Vec::new() };
+    let failed = |what: String| Finding::Missing { what, mend: "see Incus's log".to_owned() };
+    match cloud.stale_images().await {
+        Err(error) => vec![failed(error.to_string())],
+        Ok(stale) => stale.iter().map(image).collect(),
+    }
+}
+
+fn image(StaleImage { project, name, staleness }: &StaleImage) -> Finding {
+    let mend = format!("{}, with the files and the script that it had", staleness.mend(name, project));
+    let what = format!("image `{name}`: {staleness}");
+    if staleness.is_error() { Finding::Missing { what, mend } } else { Finding::Stale { what, mend } }
 }
 
 /// Virtual machines are dialled over vsock, where Incus runs any.
@@ -85,6 +119,14 @@ async fn own_agent(config: &Config, architecture: &str) -> Finding {
     let source = AgentSource::find(config.agent.as_deref());
     let agent = match source.load(architecture) {
         Ok(agent) => agent,
+        // Images that were baked need none. One that was asked for is missed.
+        Err(error @ AgentError::Absent { origin: Origin::Beside, .. }) => {
+            let mend =
+                "cargo xtask agent, and put what it builds beside pika-cloud, or name it with --agent PATH".to_owned();
+            let what =
+                format!("only guests that were baked with an agent can be run, and nothing can be baked: {error}");
+            return Finding::Absent { what, mend };
+        }
         Err(error) => {
             let mend =
                 "cargo xtask agent, and name what it builds with --agent PATH, or put it beside pika-cloud; images \

@@ -4,6 +4,7 @@ use std::process::ExitCode;
 
 use pika_cloud_common::verdict::EXIT_FAILED;
 use pika_host_collector::Error;
+use pika_host_collector::bake::BakeError;
 
 /// Detached: 128 and SIGHUP.
 pub(crate) const DETACHED: u8 = 129;
@@ -14,6 +15,9 @@ pub(crate) enum Failure {
     /// The library's.
     #[error(transparent)]
     Library(#[from] Error),
+    /// Of a bake.
+    #[error(transparent)]
+    Bake(#[from] BakeError),
     /// The command's own.
     #[error("{0}")]
     Other(String),

@@ -1,6 +1,7 @@
 //! `pika-cloud`: runs workloads in Incus instances. A thin consumer of the library.
 
 mod args;
+mod bake;
 mod doctor;
 mod exit;
 mod inspect;
@@ -74,6 +75,7 @@ async fn dispatch(args: Args) -> Result<ExitCode, Failure> {
             print::note(&format!("{id} is destroyed; its journal and outputs stay in the state dir"));
             Ok(ExitCode::SUCCESS)
         }
+        Command::Bake(order) => bake::bake(&connect()?, order, args.json).await,
         Command::Reconcile(options) => reconcile::reconcile(&connect()?, options, args.json).await,
         Command::Doctor => doctor::doctor(&args).await,
         Command::Schema { name } => inspect::schema(name.as_deref()),

@@ -59,8 +59,20 @@ fn phase_line(elapsed: Option<Duration>, who: Who, name: &str, message: &str) ->
 
 /// Bytes of the workload's log: as they are into a file or pipe, harmless on a terminal.
 pub(crate) fn log(bytes: &[u8]) {
-    let mut out = std::io::stdout().lock();
-    let _ = if out.is_terminal() {
+    let out = std::io::stdout().lock();
+    let is_terminal = out.is_terminal();
+    write_log(out, is_terminal, bytes);
+}
+
+/// The same on standard error.
+pub(crate) fn log_beside(bytes: &[u8]) {
+    let out = std::io::stderr().lock();
+    let is_terminal = out.is_terminal();
+    write_log(out, is_terminal, bytes);
+}
+
+fn write_log(mut out: impl std::io::Write, is_terminal: bool, bytes: &[u8]) {
+    let _ = if is_terminal {
         out.write_all(lines(&String::from_utf8_lossy(bytes)).as_bytes())
     } else {
         out.write_all(bytes)

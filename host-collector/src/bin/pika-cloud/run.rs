@@ -36,14 +36,14 @@ fn read_spec(path: &Path) -> Result<RuntimeSpec, Failure> {
 }
 
 /// What a signal asks for.
-enum Wish {
+pub(crate) enum Wish {
     Cancel,
     Detach,
     Now,
 }
 
 /// Waits for a signal; the second one to interrupt means at once.
-struct Wishes {
+pub(crate) struct Wishes {
     interrupt: tokio::signal::unix::Signal,
     terminate: tokio::signal::unix::Signal,
     hang_up: tokio::signal::unix::Signal,
@@ -51,7 +51,7 @@ struct Wishes {
 }
 
 impl Wishes {
-    fn new() -> Result<Self, Failure> {
+    pub(crate) fn new() -> Result<Self, Failure> {
         let listen = |kind| signal(kind).map_err(|error| Failure::Other(format!("no signals can be had: {error}")));
         Ok(Self {
             interrupt: listen(SignalKind::interrupt())?,
@@ -61,7 +61,7 @@ impl Wishes {
         })
     }
 
-    async fn next(&mut self) -> Wish {
+    pub(crate) async fn next(&mut self) -> Wish {
         let again = tokio::select! {
             _ = self.interrupt.recv() => std::mem::replace(&mut self.wished, true),
             _ = self.terminate.recv() => std::mem::replace(&mut self.wished, true),

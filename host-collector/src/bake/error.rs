@@ -1,0 +1,232 @@
+//! What can go wrong while an image is baked.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use crate::agent_binary::AgentError;
+use crate::incus;
+use crate::state_dir::StateDirError;
+use crate::transport::PutError;
+
+/// An image was not baked. The alias that it was to have points to where it pointed before, unless Incus gave no answer to the one
+/// call that moves it; what was made meanwhile is removed again, or named by [`BakeError::Left`].
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum BakeError {
+    /// No alias can have that name.
+    #[error("`{alias}` is no name of an image: --from and --to take an alias, as `incus image list` shows them")]
+    Alias {
+        /// What was given.
+        alias: String,
+    },
+    /// The base would be lost.
+    #[error(
+        "--from and --to are both `{alias}`: the next bake would begin with what this one made; name the base and the baked \
+         image differently (--to {alias}-baked), or give the base another alias first (incus image alias create BASE FINGERPRINT)"
+    )]
+    SameAlias {
+        /// The alias.
+        alias: String,
+    },
+    /// A file cannot be put into the image.
+    #[error("--file {file}: {problem}")]
+    File {
+        /// As it was given.
+        file: String,
+        /// What is wrong.
+        problem: String,
+    },
+    /// The provisioning script cannot be read.
+    #[error("--provision {}: {problem}: name a shell script on this host", path.display())]
+    Script {
+        /// The script.
+        path: PathBuf,
+        /// What is wrong.
+        problem: String,
+    },
+    /// There is nothing to begin with, or nothing to make it in.
+    #[error("{what} `{name}` does not exist{}: {way_out}", if project.is_empty() { String::new() } else { format!(" in project `{project}`") })]
+    Missing {
+        /// Project, profile or image.
+        what: &'static str,
+        /// Its name.
+        name: String,
+        /// Where it was looked for.
+        project: String,
+        /// What to do about it.
+        way_out: String,
+    },
+    /// The alias is in use for something that cannot be replaced by this.
+    #[error(
+        "`{alias}` names an image for a {found}, and `{from}` is for a {kind}: specs that name `{alias}` would fail; choose \
+         another --to, or remove that alias first (incus image alias delete {alias})"
+    )]
+    OtherKind {
+        /// The alias.
+        alias: String,
+        /// The kind of its image.
+        found: String,
+        /// The base.
+        from: String,
+        /// The kind of the base.
+        kind: String,
+    },
+    /// This Incus runs no virtual machines.
+    #[error(
+        "`{from}` is an image for virtual machines, and this Incus runs none: install QEMU and load vhost_vsock on the host, and \
+         start Incus anew (`incus info` names its drivers); or bake an image for containers"
+    )]
+    NoMachines {
+        /// The base.
+        from: String,
+    },
+    /// The host has no agent for it.
+    #[error(transparent)]
+    Agent(#[from] AgentError),
+    /// Incus failed.
+    #[error("{doing}: {source}")]
+    Incus {
+        /// What was tried.
+        doing: &'static str,
+        /// What Incus answered.
+        source: incus::Error,
+    },
+    /// The state dir cannot be used.
+    #[error(transparent)]
+    StateDir(#[from] StateDirError),
+    /// Nothing can be run in the builder of a virtual machine.
+    #[error(
+        "nothing can be run in the virtual machine that was made from `{from}`, {} s after its start ({problem}): its image needs \
+         incus-agent, which the images of the remote `images:` have", after.as_secs()
+    )]
+    NoIncusAgent {
+        /// The base.
+        from: String,
+        /// What Incus answered last.
+        problem: String,
+        /// How long was waited.
+        after: Duration,
+    },
+    /// The builder does not come up.
+    #[error(
+        "nothing can be run in the container that was made from `{from}`, {} s after its start ({problem}): `incus launch {from}` \
+         and `incus console --show-log` tell more", after.as_secs()
+    )]
+    NotReady {
+        /// The base.
+        from: String,
+        /// What Incus answered last.
+        problem: String,
+        /// How long was waited.
+        after: Duration,
+    },
+    /// Nothing can be put into it.
+    #[error("the image `{from}` has no /bin/sh, so that nothing can be put into it: begin with another one")]
+    NoShell {
+        /// The base.
+        from: String,
+    },
+    /// Its files are made elsewhere.
+    #[error(
+        "the image `{from}` is a NixOS, whose files come from its configuration: add the project's NixOS module there instead"
+    )]
+    NixOs {
+        /// The base.
+        from: String,
+    },
+    /// Nothing would start the agent.
+    #[error(
+        "the virtual machine that was made from `{from}` has none of systemd, OpenRC and busybox's init (its first process is \
+         {init}), so that nothing would start pika-guest: begin with an image that has one"
+    )]
+    NoInit {
+        /// The base.
+        from: String,
+        /// What runs as its first process.
+        init: String,
+    },
+    /// The agent could not be put in.
+    #[error(transparent)]
+    Put(#[from] PutError),
+    /// What the host has to put in is of another release than the host.
+    #[error(
+        "the host's own pika-guest at {} ({agent}) speaks protocol {protocol} with schema version {schema_version}, and this \
+         pika-cloud another: install both of one release, or name the right one with --agent PATH", path.display()
+    )]
+    OtherContract {
+        /// The host's own agent.
+        path: PathBuf,
+        /// Its release.
+        agent: String,
+        /// The session protocol that it speaks.
+        protocol: u32,
+        /// The version of the documents that it writes.
+        schema_version: u32,
+    },
+    /// Something failed in the builder.
+    #[error("{doing} in the builder failed: {problem}")]
+    Builder {
+        /// What was tried.
+        doing: String,
+        /// What it said.
+        problem: String,
+    },
+    /// The provisioning script failed.
+    #[error("the provisioning script {} ended with exit code {code}: nothing is baked", script.display())]
+    Provision {
+        /// The script.
+        script: PathBuf,
+        /// Its exit code.
+        code: i64,
+    },
+    /// Nobody knows how it ended: the builder stopped, say.
+    #[error("the provisioning script {} was cut short, its exit code is not known: nothing is baked", script.display())]
+    ProvisionCut {
+        /// The script.
+        script: PathBuf,
+    },
+    /// It takes too long.
+    #[error("the provisioning script {} was not done after {} s: nothing is baked; give it more with --timeout SECS", script.display(), after.as_secs())]
+    ProvisionTimedOut {
+        /// The script.
+        script: PathBuf,
+        /// How long it had.
+        after: Duration,
+    },
+    /// It was published, and is not there.
+    #[error("the image was published, and Incus has none of this bake: was it deleted? Bake again")]
+    Vanished,
+    /// Nobody knows which image was published.
+    #[error(
+        "Incus does not know any more which image it published, and {count} without an alias say that they are of this bake: \
+         whoever made the others (`incus image list` shows them) should delete them; bake again"
+    )]
+    Unclear {
+        /// How many say so.
+        count: usize,
+    },
+    /// The alias was changed again and again meanwhile.
+    #[error("the alias `{alias}` was changed by others each time that it was to be moved: bake again")]
+    AliasRaced {
+        /// The alias.
+        alias: String,
+    },
+    /// It was ended on request.
+    #[error("interrupted: nothing is baked")]
+    Interrupted,
+    /// It failed, and what was made for it could not be removed.
+    #[error("{why}; what was made for it is still there ({left}): `pika-cloud reconcile` removes it")]
+    Left {
+        /// Why nothing was baked.
+        why: Box<BakeError>,
+        /// What is left, and why.
+        left: String,
+    },
+}
+
+impl BakeError {
+    /// An answer of Incus to something that was tried.
+    pub(super) fn incus(doing: &'static str) -> impl FnOnce(incus::Error) -> Self {
+        move |source| Self::Incus { doing, source }
+    }
+}

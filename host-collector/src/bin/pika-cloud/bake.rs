@@ -1,0 +1,85 @@
+//! `bake`: what is done, what the provisioning script prints, and what came of it.
+
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use pika_cloud_common::verdict::EXIT_CANCELLED;
+use pika_host_collector::Cloud;
+use pika_host_collector::bake::{Bake, BakeError, BakeProgress, Baked};
+use serde_json::json;
+use tokio::sync::watch;
+
+use crate::args;
+use crate::exit::{Failure, of_failure};
+use crate::print;
+use crate::run::{Wish, Wishes};
+
+/// `pika-cloud bake`.
+pub(crate) async fn bake(cloud: &Cloud, args: &args::Bake, json: bool) -> Result<ExitCode, Failure> {
+    let order = Bake {
+        project: args.project.clone(),
+        profiles: args.profile.clone(),
+        files: args.file.clone(),
+        provision: args.provision.clone(),
+        provision_limit: Duration::from_secs(args.timeout),
+        ..Bake::new(&args.from, &args.to)
+    };
+    let began = Instant::now();
+    let mut tell = |progress: BakeProgress<'_>| match progress {
+        BakeProgress::Step(what) => print::phase(began.elapsed(), "baking", what),
+        // Standard output is the document's.
+        BakeProgress::Output(bytes) if json => print::log_beside(bytes),
+        BakeProgress::Output(bytes) => print::log(bytes),
+    };
+    let (cancel, wish) = watch::channel(false);
+    let mut wishes = Wishes::new()?;
+    let mut baking = std::pin::pin!(cloud.bake(&order, &mut tell, wish));
+    let baked = loop {
+        tokio::select! {
+            baked = &mut baking => break baked,
+            wish = wishes.next() => match wish {
+                Wish::Cancel | Wish::Detach => {
+                    print::note("interrupted: removing what was made for the image; once more to leave at once");
+                    // `bake` holds the other end.
+                    let _ = cancel.send(true);
+                }
+                Wish::Now => {
+                    print::note("left as it is: `pika-cloud reconcile` removes what was made for the image");
+                    return Ok(ExitCode::from(EXIT_CANCELLED));
+                }
+            },
+        }
+    };
+    match baked {
+        Ok(baked) => {
+            show(args, &baked, json, began.elapsed());
+            Ok(ExitCode::SUCCESS)
+        }
+        Err(BakeError::Interrupted) => {
+            print::error(&BakeError::Interrupted.to_string());
+            Ok(ExitCode::from(EXIT_CANCELLED))
+        }
+        Err(error) => Ok(of_failure(&error.into())),
+    }
+}
+
+fn show(args: &args::Bake, baked: &Baked, json: bool, took: Duration) {
+    let Baked { fingerprint, base_fingerprint, agent_version, agent_digest, .. } = baked;
+    for fingerprint in &baked.deleted {
+        print::phase(took, "baking", &format!("deleted the image that {} had before, {fingerprint}", args.to));
+    }
+    for kept in &baked.kept {
+        print::phase(took, "baking", &format!("kept {kept}; `pika-cloud reconcile` looks again"));
+    }
+    if json {
+        let document = json!({
+            "alias": args.to, "fingerprint": fingerprint, "bake": baked.bake, "init": baked.init.name(),
+            "base_alias": args.from, "base_fingerprint": base_fingerprint,
+            "agent_version": agent_version, "agent_digest": agent_digest,
+            "deleted": baked.deleted, "kept": baked.kept,
+        });
+        print::line(&document.to_string());
+    }
+    let done = format!("{} is {fingerprint}, with pika-guest {agent_version}", args.to);
+    print::phase(took, "completed", &done);
+}
