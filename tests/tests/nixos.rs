@@ -7,8 +7,8 @@ use std::path::Path;
 use std::process::Child;
 use std::time::Duration;
 
-use pika_cloud_tests::{Incus, Lab, debian_image, eventually, until};
-use serde_json::Value;
+use pika_cloud_tests::{Dial, Incus, Lab, debian_image, eventually, until};
+use serde_json::{Value, json};
 
 /// Where the golden units have the agent.
 const PACKAGE: &str = "/nix/store/00000000000000000000000000000000-pika-guest";
@@ -159,6 +159,23 @@ fn a_command_that_is_asked_to_end_stops_its_unit() {
         let state = guest.sh(&asked);
         assert!(["inactive", "failed"].contains(&state.as_str()), "asked after {millis} ms: {state}");
     }
+}
+
+/// Outputs are collected after the terminal event: it comes after the unit's last word, not while that still runs.
+#[test]
+fn a_command_of_the_host_ends_after_its_unit() {
+    let guest = Guest::start("nixos-cancel", &[], &[]);
+    let program = "trap 'sleep 2; echo saved > /var/tmp/saved; exit 7' TERM; while :; do sleep 0.1; done";
+    let unit = "/run/systemd/system/pika-workload-agent.service";
+    guest.sh(&format!("cat > {unit} << 'EOF'\n[Service]\nType=exec\nExecStart=/bin/sh -c \"{program}\"\nEOF"));
+    let mut owner = Dial::exec(guest.0);
+    owner.hello("owner");
+    owner.start("job-1", "exec pika-workload agent");
+    eventually("the unit runs", || guest.shows("pika-workload-agent", "ActiveState") == "active");
+    owner.say(&json!({ "signal": { "name": "TERM" } }));
+    let failed = owner.event("failed");
+    assert_eq!(guest.sh("cat /var/tmp/saved"), "saved");
+    assert_eq!(failed["details"]["exit_code"], 7, "{failed}");
 }
 
 /// In a privileged container the sandbox has another `/proc`, and in it the boot's id must be the container's.
