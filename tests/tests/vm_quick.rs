@@ -182,10 +182,10 @@ fn a_process_of_the_guest_is_no_host() {
 
 /// A piece of shell: `agents` prints the process ids of all of the agent that talks to the host, its listener first.
 const AGENTS: &str = r#"agents() {
-    for verb in serve stream; do
+    for name in pika-guest pika-session; do
         for process in /proc/[0-9]*; do
             set -- $(cat $process/cmdline 2> /dev/null | tr '\0' ' ')
-            [ "${1##*/} $2" = "pika-guest $verb" ] && echo ${process#/proc/}
+            [ "${1##*/} $2" = "pika-guest serve" ] && grep -qx $name $process/comm && echo ${process#/proc/}
         done
     done
 }"#;

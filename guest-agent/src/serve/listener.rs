@@ -1,16 +1,15 @@
-//! `pika-guest serve`: one loop that accepts, checks who it is, and starts a process for each session.
+//! `pika-guest serve`: one loop that accepts, checks who it is, and forks a process for each session.
 //!
 //! ```text
-//!   vsock 20555 ─┐                                   ┌─► pika-guest stream ──► files ◄── verbs, supervisors
-//!   UNIX socket ─┼─► poll ── accept ── peer? ── fork ┼─► pika-guest stream
+//!   vsock 20555 ─┐                                   ┌─► session ──► files ◄── verbs, supervisors
+//!   UNIX socket ─┼─► poll ── accept ── peer? ── fork ┼─► session
 //!   signals ─────┤                                   └─► …                 at most MAX_SESSIONS
 //!   timers ──────┘ retry, rest, watchdog
 //! ```
 //!
 //! It reads no byte of any connection and holds no state that matters: sessions find everything in the files, which it begins
-//! before it listens. So whatever kills
-//! it, the next one goes on where it was, and supervisors and workloads, which belong to nobody's session, do not notice. With
-//! nothing to do it sleeps in `poll` without a deadline.
+//! before it listens. So whatever kills it, the next one goes on where it was, and supervisors and workloads, which belong to
+//! nobody's session, do not notice. It has one thread, and with nothing to do it sleeps in `poll` without a deadline.
 //!
 //! What can go wrong with a listener: `listen.rs`. With a session: `sessions.rs`. A peer that is silent or gone, as after a
 //! restored snapshot, is the session's own to notice (`session/core.rs`).

@@ -2,10 +2,10 @@
 //!
 //! ```text
 //!   Incus exec ──────────────────────────────► stream ──► session core, files
-//!   vsock, UNIX socket ──► listener ── spawns ──► stream
+//!   vsock, UNIX socket ──► listener ── forks ───► stream
 //!                          listen, vsock, unix    where it listens, and to whom
 //!                          container              where it does not
-//!                          sessions               the processes that it spawned
+//!                          sessions               the processes that it forked
 //!                          notify, say            what systemd and people are told
 //!                          boot                   whether the guest is up that far
 //! ```

@@ -1,15 +1,16 @@
 //! The sessions that are open: a process each, of which at most [`MAX_SESSIONS`] live at once.
 //!
 //! ```text
-//!   connection ── its peer may be served ── fork, exec /proc/self/exe stream ── session ── ends ── reaped
+//!   connection ── its peer may be served ── fork ── session ── ends ── reaped
 //!                    │                       standard input and output: the connection
 //!                    └ no: closed            standard error: ours      user: the peer's
 //! ```
 //!
-//! Each is `pika-guest stream`, the very program that runs over Incus exec, so that there is one session code to trust. What it
-//! allocates goes with it, a fault in it ends one session, and nothing of another session can be in its memory. Which of two
-//! owners counts, they settle among themselves, through the files (`session/source.rs`). It has no descriptor but those three:
-//! everything else here closes on exec.
+//! Each does what `pika-guest stream` does over Incus exec, so that there is one session code to trust. What it allocates goes with
+//! it, a fault in it ends one session, and nothing of another session can be in its memory, since the listener has nothing of any.
+//! It is forked and no program is started in it: with one thread here that is sound, it keeps who runs it from looking into it
+//! (the change of user does that), and a host hears it sooner. Which of two owners counts, they settle among themselves, through the
+//! files (`session/source.rs`). It has no descriptor but those three.
 //!
 //! The host's session has our rights, and must name this machine: any process and any container of the host may dial, but only who
 //! may ask Incus, or root, knows its uuid. Whoever dials the UNIX socket gets a session that runs as that user: a member of the
@@ -19,8 +20,8 @@
 //! dies, whichever way; by KILL where it does not come to that within [`END_GRACE`]. Supervisors and workloads that a session
 //! started are in kernel sessions of their own and outlive it.
 
-use std::os::unix::process::CommandExt as _;
-use std::process::{Command, Stdio};
+use std::ffi::CStr;
+use std::os::fd::IntoRawFd as _;
 use std::time::{Duration, Instant};
 
 use pika_cloud_common::wire::{ErrorCode, GuestMessage, SessionError};
@@ -29,12 +30,16 @@ use rustix::fs::{Gid, Uid};
 use rustix::io::Errno;
 use rustix::net::{SendFlags, send};
 use rustix::process::{self as kernel, Pid, Signal, WaitOptions};
-use rustix::thread::{set_thread_gid, set_thread_groups, set_thread_uid};
+use rustix::stdio::{dup2_stdin, dup2_stdout};
+use rustix::thread::{set_name, set_thread_gid, set_thread_groups, set_thread_uid};
 
+use super::files::Callers;
 use super::listen::Peer;
 use super::notify;
 use super::say::{Seldom, say};
+use super::stream::serve_stdio;
 use super::unix::Credentials;
+use crate::ledger::Ledger;
 use crate::supervise::signals;
 
 /// Sessions at once: an owner, one that is about to take over, and more observers than anybody has. Beyond it a connection is
@@ -88,7 +93,7 @@ impl Sessions {
             let _ = send(&fd, &too_many(limit), SendFlags::DONTWAIT | SendFlags::NOSIGNAL);
             return self.too_many.say(&format!("refused a connection: there are {limit} sessions"), now);
         }
-        match spawn(fd, peer, identity) {
+        match fork(fd, peer, identity) {
             Ok(pid) => self.running.push(Running { pid, is_local }),
             Err(error) => self.failed.say(&format!("cannot begin a session: {error}"), now),
         }
@@ -167,35 +172,65 @@ fn identity_for(peer: &Peer, own: Uid) -> Result<Option<Identity>, String> {
     }
 }
 
-fn spawn(fd: OwnedFd, peer: &Peer, identity: Option<Identity>) -> std::io::Result<Pid> {
-    let mut command = Command::new("/proc/self/exe");
-    command.arg0("pika-guest").arg("stream");
-    if *peer == Peer::Host {
-        command.arg("--vsock");
+/// How a session's process is called beside the listener's.
+const PROCESS_NAME: &CStr = c"pika-session";
+
+/// Forks the process of a session with `peer` over `fd`.
+fn fork(fd: OwnedFd, peer: &Peer, identity: Option<Identity>) -> std::io::Result<Pid> {
+    let listener = kernel::getpid();
+    // SAFETY: this process has one thread, so that its child may do whatever it may.
+    match unsafe { libc::fork() } {
+        0 => std::process::exit(session(fd, peer, identity, listener)),
+        child => Pid::from_raw(child).filter(|_| child > 0).ok_or_else(std::io::Error::last_os_error),
     }
+}
+
+/// The whole life of a session's process; gives its exit code.
+fn session(fd: OwnedFd, peer: &Peer, identity: Option<Identity>, listener: Pid) -> i32 {
+    if let Err(error) = leave_listener(fd, identity, listener) {
+        say(&format!("a session could not begin: {error}"));
+        return 1;
+    }
+    let callers = if *peer == Peer::Host { Callers::Knowing } else { Callers::All };
+    serve_stdio(&Ledger::root_path(), callers);
+    0
+}
+
+/// Keeps nothing of the listener but its standard error.
+fn leave_listener(fd: OwnedFd, identity: Option<Identity>, listener: Pid) -> std::io::Result<()> {
+    dup2_stdin(&fd)?;
+    dup2_stdout(&fd)?;
+    // Closed with the others: here nothing owns a descriptor any more.
+    let _ = fd.into_raw_fd();
+    close_others()?;
     for name in notify::ENVIRONMENT {
-        command.env_remove(name);
+        // SAFETY: nobody reads the environment meanwhile: there is one thread.
+        unsafe { std::env::remove_var(name) };
     }
-    command.stdout(Stdio::from(fd.try_clone()?)).stdin(Stdio::from(fd));
-    let parent = kernel::getpid();
-    // SAFETY: between fork and exec only async-signal-safe system calls are made, and nothing is allocated.
-    unsafe {
-        command.pre_exec(move || {
-            if let Some(Identity { uid, gid, groups }) = &identity {
-                set_thread_groups(groups)?;
-                set_thread_gid(*gid)?;
-                set_thread_uid(*uid)?;
-            }
-            // After the change of user, which clears it. A listener that is killed leaves no session that nobody counts.
-            kernel::set_parent_process_death_signal(Some(Signal::TERM))?;
-            if kernel::getppid() != Some(parent) {
-                return Err(Errno::SRCH.into());
-            }
-            signals::unblock_all();
-            Ok(())
-        });
+    let _ = set_name(PROCESS_NAME);
+    if let Some(Identity { uid, gid, groups }) = identity {
+        set_thread_groups(&groups)?;
+        set_thread_gid(gid)?;
+        set_thread_uid(uid)?;
     }
-    Ok(Pid::from_child(&command.spawn()?))
+    // After the change of user, which clears it. A listener that is killed leaves no session that nobody counts.
+    kernel::set_parent_process_death_signal(Some(Signal::TERM))?;
+    if kernel::getppid() != Some(listener) {
+        return Err(Errno::SRCH.into());
+    }
+    signals::unblock_all();
+    Ok(())
+}
+
+/// Closes every descriptor but the standard ones.
+fn close_others() -> std::io::Result<()> {
+    // Listed first: the list itself is read through one of them.
+    let names: Vec<_> = std::fs::read_dir("/proc/self/fd")?.flatten().map(|entry| entry.file_name()).collect();
+    for number in names.iter().filter_map(|name| name.to_str()?.parse::<i32>().ok()).filter(|&number| number > 2) {
+        // SAFETY: whoever owned it is the listener, which this process never becomes again: nothing of it is used or dropped.
+        unsafe { libc::close(number) };
+    }
+    Ok(())
 }
 
 #[cfg(test)]

@@ -85,7 +85,8 @@ export PIKA_TEST_AGENT=/payload/bin/pika-guest PIKA_TEST_CLOUD=/payload/bin/pika
 export RUST_TEST_THREADS=$((($(nproc) + 1) / 2))
 step 'Run the tests'
 cd /payload
-timeout @LIMIT@ bin/tests @ARGS@
+# What a test says is seen even where the guest does not live to its end.
+timeout @LIMIT@ bin/tests --nocapture @ARGS@
 code=$?
 step "The tests ended with $code"
 grep -E 'level=(warning|error)' /var/log/incusd.log >/dev/ttyS0
@@ -162,7 +163,7 @@ fn boot(scratch: &Path, outer: &outer::Outer, payload: &Path) -> Result<()> {
     let errors = place::own().join("outer-qemu.log");
     let log = File::create(&errors).tried(format!("write {}", errors.display()))?;
     // Nothing is ever written there; but where it is closed, QEMU takes it that nobody listens either.
-    run::status(qemu.stdin(Stdio::piped()).stderr(log))?;
+    let ended = run::status(qemu.stdin(Stdio::piped()).stderr(log))?;
     let said = fs::read_to_string(&result).unwrap_or_default();
     match said.trim().parse::<u8>() {
         Ok(0) => Ok(()),
@@ -171,7 +172,7 @@ fn boot(scratch: &Path, outer: &outer::Outer, payload: &Path) -> Result<()> {
             console.display()
         ))),
         Err(_) => Err(Failure::step(format!(
-            "the outer guest ended before its tests did. The end of its console, {}:\n{}\nQEMU said:\n{}",
+            "the outer guest ended before its tests did (QEMU: {ended}). The end of its console, {}:\n{}\nQEMU said:\n{}",
             console.display(),
             run::tail(&console),
             run::tail(&errors)
