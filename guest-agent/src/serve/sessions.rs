@@ -8,9 +8,8 @@
 //!
 //! Each does what `pika-guest stream` does over Incus exec, so that there is one session code to trust. What it allocates goes with
 //! it, a fault in it ends one session, and nothing of another session can be in its memory, since the listener has nothing of any.
-//! It is forked and no program is started in it: with one thread here that is sound, it keeps who runs it from looking into it
-//! (the change of user does that), and a host hears it sooner. Which of two owners counts, they settle among themselves, through the
-//! files (`session/source.rs`). It has no descriptor but those three.
+//! It is forked and no program is started in it: with one thread here that is sound, and a host hears it sooner. Which of two owners
+//! counts, they settle among themselves, through the files (`session/source.rs`). It has no descriptor but those three.
 //!
 //! The host's session has our rights, and must name this machine: any process and any container of the host may dial, but only who
 //! may ask Incus, or root, knows its uuid. Whoever dials the UNIX socket gets a session that runs as that user: a member of the
