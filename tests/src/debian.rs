@@ -5,20 +5,26 @@ use std::sync::{Mutex, PoisonError};
 
 use crate::incus::Incus;
 
-/// Its alias. There is no agent in it.
-const ALIAS: &str = "debian-plain";
-
-/// The alias of a stock Debian, which the private Incus has from now on.
+/// The alias of a stock Debian with systemd, which the private Incus has from now on. There is no agent in it.
 pub fn debian_image() -> &'static str {
+    imported("debian-plain", WITH_SYSTEMD)
+}
+
+/// The same with `OpenRC`.
+pub fn openrc_image() -> &'static str {
+    imported("debian-openrc-plain", WITH_OPENRC)
+}
+
+fn imported(alias: &'static str, variable: &str) -> &'static str {
     static ALONE: Mutex<()> = Mutex::new(());
     let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
-    if Incus.get(&format!("/1.0/images/aliases/{ALIAS}")).is_none() {
-        let image = archive(WITH_SYSTEMD).display().to_string();
-        let output = Incus.client(&["image", "import", &image, "--alias", ALIAS]).output();
+    if Incus.get(&format!("/1.0/images/aliases/{alias}")).is_none() {
+        let image = archive(variable).display().to_string();
+        let output = Incus.client(&["image", "import", &image, "--alias", alias]).output();
         let output = output.expect("the incus command runs");
         assert!(output.status.success(), "import {image}: {}", String::from_utf8_lossy(&output.stderr));
     }
-    ALIAS
+    alias
 }
 
 /// Names the file of the one with systemd.

@@ -36,7 +36,7 @@ pub use agent::{DONE, ENDLESS, HELLO, archivist, entry, played_by};
 pub use bake::{Seen, image_of, images};
 pub use chance::Chance;
 pub use daemon::Daemon;
-pub use debian::debian_image;
+pub use debian::{debian_image, openrc_image};
 pub use dial::Dial;
 pub use host::{command_lines_with, count_in_files, files_below, monotonic, processes, read_text};
 pub use image::Image;

@@ -9,7 +9,8 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::Duration;
 
 use pika_cloud_tests::{
-    BARE_IMAGE, Image, Incus, LIMIT, Lab, Running, Stage, debian_image, eventually, image_of, images, until,
+    BARE_IMAGE, Image, Incus, LIMIT, Lab, Running, Stage, debian_image, eventually, image_of, images, openrc_image,
+    until,
 };
 use serde_json::{Value, json};
 
@@ -199,6 +200,29 @@ fn the_init_of_busybox_serves() {
     assert_eq!(Incus.exec_ok(&spec.instance, "grep -c . /etc/inittab").trim(), "4", "two of the image's, two of ours");
     stage.call(&["destroy", &spec.id]).expect(0);
     stage.check_nothing_left(&spec);
+}
+
+/// Its first process is sysvinit's, which answers Incus's signal by none of these.
+#[test]
+fn a_debian_with_openrc_serves() {
+    let stage = Stage::new("openrc");
+    let image = stage.alias("rc");
+    stage.bake(openrc_image(), &image.alias, &[]).expect(0).saying(&["OpenRC"]);
+    let spec = spec_of(&stage, &image, "pika-guest ready; exit 4");
+    let spec = spec.as_root().with("policies.retention_policy", "keep_until_stopped");
+    stage.run(&spec).expect(4);
+    let said = |command: &str| Incus.exec_ok(&spec.instance, command).trim().to_owned();
+    eventually("the agent serves", || {
+        Incus
+            .exec(&spec.instance, "test -S /run/pika-guest/serve.sock && rc-service pika-guest status")
+            .status
+            .success()
+    });
+    assert_eq!(said("stat -c '%a %G' /run/pika-cloud"), "2775 pika-cloud");
+    assert!(said("rc-update show default").contains("pika-guest"));
+    stage.call(&["destroy", &spec.id]).expect(0);
+    stage.check_nothing_left(&spec);
+    stage.check_baked(1);
 }
 
 /// A unit of an unprivileged user, which is a member of the group.

@@ -56,6 +56,11 @@ impl Vsock {
     }
 
     async fn connect(&self, port: u32) -> Result<UnixStream, DialError> {
+        // Never before the guest's driver is there: dialled while it comes up, the device was seen to lose the
+        // thread that moves bytes, for good.
+        if !self.is_up() && self.socket.exists() {
+            return Err(DialError::NotUp);
+        }
         let mut stream = UnixStream::connect(&self.socket).await.map_err(DialError::NoDevice)?;
         // The device closes a connection that comes to nothing, and may do so before it is asked for anything.
         if stream.write_all(format!("CONNECT {port}\n").as_bytes()).await.is_err() {

@@ -15,7 +15,8 @@
 //! Not like the real thing, since the device is not the kernel's:
 //! - There is no half-close: a host that ends its writing ends the stream, and a guest that does so is not noticed.
 //! - A guest is not told of a host that hangs up with bytes unread: see [`hang_up`]. The agent ends such a session after 16 s.
-//! - A closed port and a guest that is not up yet look alike (the stream ends without an `OK`); the guest's console tells.
+//! - A closed port and a guest that is not up yet look alike (the stream ends without an `OK`); the guest's console tells. The
+//!   device is left alone until then: dialled while the guest's driver came up, it was seen to end its own worker, and to be deaf.
 //! - QEMU cannot save such a VM's state: no snapshots here. It must not stop or reset it either while the host dials: see
 //!   [`Vm::pause`] and [`Vm::reboot`].
 
