@@ -94,7 +94,7 @@ impl Image {
         let scratch = tempfile::tempdir().expect("a folder for the image");
         let tree = scratch.path().join("tree");
         fs::create_dir(&tree).expect("a folder for the tree");
-        run(Command::new("tar").arg("-C").arg(&tree).args(["--numeric-owner", "-xf"]).arg(archive));
+        unpack(archive, &tree);
         change(&tree.join("rootfs"));
         // The alias makes an image of its own even where two tests bring the same.
         fs::write(tree.join("rootfs/etc/image-name"), &alias).expect("the tree can be written");
@@ -120,9 +120,25 @@ impl Drop for Image {
 /// A user who may report, and one who may not.
 const USERS: &str = "groupadd --system pika-cloud && useradd --create-home --groups pika-cloud ci && useradd app";
 
+/// The root disk of a stock Debian with the agent, under systemd: an ext4 file system in `folder`, for a VM.
+pub fn debian_disk_with_agent(folder: &Path) -> PathBuf {
+    let (tree, disk) = (folder.join("tree"), folder.join("root.img"));
+    fs::create_dir(&tree).expect("a folder for the tree");
+    unpack(&debian::archive(debian::WITH_SYSTEMD), &tree);
+    let root = tree.join("rootfs");
+    bake_for_systemd(&root);
+    run(Command::new("mke2fs").args(["-q", "-t", "ext4", "-d"]).arg(&root).arg(&disk).arg("1G"));
+    fs::remove_dir_all(&tree).expect("the tree can be removed");
+    disk
+}
+
+fn unpack(archive: &Path, tree: &Path) {
+    run(Command::new("tar").arg("-C").arg(tree).args(["--numeric-owner", "-xf"]).arg(archive));
+}
+
 /// Puts the agent and its units into a Debian.
 fn bake_for_systemd(root: &Path) {
-    put(&Lab::get().agent, &root.join("usr/bin/pika-guest"), 0o755);
+    put(&lab::agent(), &root.join("usr/bin/pika-guest"), 0o755);
     for unit in ["pika-guest.service", "pika-guest-supervise.socket", "pika-guest-supervise@.service"] {
         put(&init_file(&format!("systemd/{unit}")), &root.join("etc/systemd/system").join(unit), 0o644);
     }

@@ -28,10 +28,15 @@ impl Lab {
         LAB.get_or_init(|| Self {
             socket: from_environment("PIKA_TEST_INCUS_SOCKET"),
             incus_dir: from_environment("PIKA_TEST_INCUS_DIR"),
-            agent: from_environment("PIKA_TEST_AGENT"),
+            agent: agent(),
             cloud: from_environment("PIKA_TEST_CLOUD"),
         })
     }
+}
+
+/// The static agent, for a test that needs no Incus.
+pub(crate) fn agent() -> PathBuf {
+    from_environment("PIKA_TEST_AGENT")
 }
 
 fn from_environment(name: &str) -> PathBuf {

@@ -39,7 +39,7 @@ pub use daemon::Daemon;
 pub use debian::{debian_image, openrc_image};
 pub use dial::Dial;
 pub use host::{command_lines_with, count_in_files, files_below, monotonic, processes, read_text};
-pub use image::Image;
+pub use image::{Image, debian_disk_with_agent};
 pub use incus::Incus;
 pub use incus_vm::{IncusVms, VmJob, VmKind};
 pub use journal::{Journal, moment};

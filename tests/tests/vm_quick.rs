@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 
 use pika_cloud_common::digest::Digest;
 use pika_cloud_common::limits::VSOCK_PORT;
-use pika_cloud_tests::sha256;
 use pika_cloud_tests::vm::{DialError, DrivenVm, GATE, PEER_PORT, Rig, Vm, VmOptions, Vsock, hang_up, spec};
+use pika_cloud_tests::{debian_disk_with_agent, sha256};
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::UnixStream;
@@ -336,6 +336,29 @@ fn a_guest_that_is_gone_has_died() {
     end("qemu-killed", Vm::kill);
     let rebooted = end("rebooted", |vm| vm.reboot().unwrap());
     assert_eq!(rebooted["cause"], "rebooted", "{rebooted}");
+}
+
+/// The sandbox of its unit lets the agent listen on vsock and learn its machine's uuid, and no workload is in it.
+#[test]
+fn the_units_of_systemd_serve_in_a_machine() {
+    let Some(rig) = Rig::get() else { return };
+    let folder = tempfile::tempdir().unwrap();
+    let command = "pika-guest ready; systemctl is-active pika-guest.service pika-guest-supervise.socket
+        cat /proc/1/comm /proc/self/cgroup; stat -c '%a %G' /run/pika-cloud; touch /etc/written && echo written
+        systemctl --no-legend --plain list-units --failed 'pika-*'; echo 1 > $PIKA_CLOUD_DIR/artifacts/one; exit 4";
+    let spec = spec("systemd", command);
+    let root = Some(debian_disk_with_agent(folder.path()));
+    let mut driven = DrivenVm::start(rig, &spec, VmOptions { memory_mib: 512, root, ..VmOptions::default() });
+    let journal = driven.finish(JOB);
+    let verdict = journal.verdict(1);
+    assert_eq!((&verdict["verdict"], &verdict["exit_code"]), (&"failed".into(), &4.into()), "{verdict}");
+    let log = driven.outputs().log();
+    let lines: Vec<&str> = log.lines().collect();
+    assert_eq!(lines[..3], ["active", "active", "systemd"], "{log}");
+    assert!(log.contains("pika-guest-supervise@") && !log.contains("/pika-guest.service"), "{log}");
+    assert!(log.ends_with("2775 pika-cloud\nwritten\n"), "{log}");
+    assert_eq!(driven.outputs().artifacts(), ["one"]);
+    journal.check_events(1);
 }
 
 #[test]

@@ -31,12 +31,14 @@ pub struct VmOptions {
     pub uuid: String,
     /// More words for its kernel's command line: `pika_rig.loopback`, `pika_rig.plays=ROLE`.
     pub words: String,
+    /// A file system, whose first process takes the place of the rig's own. What is written there is thrown away.
+    pub root: Option<PathBuf>,
 }
 
 impl Default for VmOptions {
     fn default() -> Self {
         let uuid = "6f5ad1b6-6c1e-4bd4-8a0f-0d9b3b1c2a17".to_owned();
-        Self { memory_mib: 384, cid: 3, uuid, words: String::new() }
+        Self { memory_mib: 384, cid: 3, uuid, words: String::new(), root: None }
     }
 }
 
@@ -154,7 +156,8 @@ const CONSOLE: &str = "console.log";
 fn qemu(rig: &Rig, folder: &Path, options: &VmOptions) -> Command {
     let memory = format!("memory-backend-memfd,id=mem,size={}M,share=on", options.memory_mib);
     let path = |name: &str| folder.join(name).display().to_string();
-    let words = format!("console=ttyS0 quiet panic=-1 pika_rig {}", options.words);
+    let root = if options.root.is_some() { "pika_rig.root=/dev/vda" } else { "" };
+    let words = format!("console=ttyS0 quiet panic=-1 pika_rig {root} {}", options.words);
     let mut command = Command::new("qemu-system-x86_64");
     command.args(["-accel", "tcg,thread=multi", "-machine", "q35,memory-backend=mem", "-cpu", "max", "-smp", "1"]);
     command.args(["-m", &format!("{}M", options.memory_mib), "-object", &memory, "-uuid", &options.uuid]);
@@ -164,6 +167,10 @@ fn qemu(rig: &Rig, folder: &Path, options: &VmOptions) -> Command {
     // The device shares the guest's memory, through which all bytes go.
     command.args(["-chardev", &format!("socket,id=vsock,path={}", path(VHOST))]);
     command.args(["-device", "vhost-user-vsock-pci,chardev=vsock"]);
+    if let Some(root) = &options.root {
+        command.args(["-drive", &format!("if=none,id=root,file={},format=raw,snapshot=on", root.display())]);
+        command.args(["-device", "virtio-blk-pci,drive=root"]);
+    }
     command.arg("-kernel").arg(&rig.kernel).arg("-initrd").arg(&rig.initramfs).args(["-append", &words]);
     command
 }

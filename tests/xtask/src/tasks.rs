@@ -186,10 +186,12 @@ pub(crate) fn test(args: &TestArgs) -> Result<()> {
 /// The tests in VMs that are up in seconds, without an Incus.
 fn test_in_quick_vms(args: &TestArgs) -> Result<()> {
     lab::must_be_root()?;
-    let vms = vm::provide(&debian::provide_busybox()?, &cargo::agent()?)?;
+    let agent = cargo::agent()?;
+    let vms = vm::provide(&debian::provide_busybox()?, &agent)?;
+    debian_image::provide()?;
     say::step("Run the tests in quick VMs");
     let mut tests = cargo(&["test", "--package", "pika-cloud-tests", "--test", "vm_quick"]);
-    args.pass_on(tests.envs(vms));
+    args.pass_on(tests.envs(vms).envs(debian_image::kept()).env("PIKA_TEST_AGENT", agent));
     run::shown(&mut tests)
 }
 

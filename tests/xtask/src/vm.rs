@@ -60,7 +60,9 @@ struct Guest {
 fn guest(busybox: &Path, agent: &Path, flavour: &kernel::Flavour) -> Result<Guest> {
     let kernel = kernel::provide(flavour)?;
     let peer = cargo::vsock_peer()?;
-    let initramfs = initramfs::provide(&initramfs::Inputs { busybox, agent, peer: &peer, modules: &kernel.modules })?;
+    let disk_modules = flavour.disk_modules;
+    let initramfs =
+        initramfs::provide(&initramfs::Inputs { busybox, agent, peer: &peer, kernel: &kernel, disk_modules })?;
     Ok(Guest { kernel, initramfs })
 }
 

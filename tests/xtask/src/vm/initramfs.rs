@@ -8,6 +8,7 @@
 //! | `pika_rig` | always there: without it the tests' vsock peer refuses to run |
 //! | `pika_rig.loopback` | processes in the guest can dial the guest itself |
 //! | `pika_rig.plays=ROLE` | instead of the agent, the peer listens on its port and plays that role |
+//! | `pika_rig.root=DEVICE` | instead of all this, the first process of that root disk goes on |
 //!
 //! `pika-rig: up` on the console says that the modules are loaded. Nearly all of the time to there is the kernel's.
 
@@ -17,7 +18,7 @@ use std::hash::{Hash, Hasher};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use super::kernel::{LOOPBACK_MODULE, MODULES};
+use super::kernel::{Kernel, LOOPBACK_MODULE, MODULES};
 use super::{folder, remove_old};
 use crate::failure::{Result, Tried};
 use crate::{image, run, say};
@@ -28,15 +29,26 @@ const INIT: &str = "\
 mount -t proc proc /proc
 mount -t sysfs sys /sys
 mount -t devtmpfs dev /dev
-mount -t tmpfs -o mode=755,size=75% run /run
-mount -t tmpfs -o mode=1777,size=25% tmp /tmp
-hostname pika
 modules=$(cat /lib/modules/list)
 grep -qw pika_rig.loopback /proc/cmdline && modules=\"$modules LOOPBACK\"
+for word in $(cat /proc/cmdline); do
+    case $word in pika_rig.root=*) root=${word#*=} modules=\"$modules $(cat /lib/modules/disk)\" ;; esac
+done
 for module in $modules; do
     insmod /lib/modules/$module.ko || echo \"pika-rig: no module $module\"
 done
 echo \"pika-rig: up after $(cut -d' ' -f1 /proc/uptime) s\"
+if [ -n \"$root\" ]; then
+    mkdir /disk
+    mount $root /disk
+    for folder in proc sys dev; do
+        mount --move /$folder /disk/$folder
+    done
+    exec switch_root /disk /sbin/init
+fi
+mount -t tmpfs -o mode=755,size=75% run /run
+mount -t tmpfs -o mode=1777,size=25% tmp /tmp
+hostname pika
 exec /bin/busybox init
 ";
 
@@ -59,22 +71,27 @@ pub(super) struct Inputs<'a> {
     pub(super) busybox: &'a Path,
     pub(super) agent: &'a Path,
     pub(super) peer: &'a Path,
-    /// A folder.
-    pub(super) modules: &'a Path,
+    pub(super) kernel: &'a Kernel,
+    /// Modules of a VM with a root disk.
+    pub(super) disk_modules: &'a [&'static str],
 }
 
 impl Inputs<'_> {
     fn module(&self, name: &str) -> PathBuf {
-        self.modules.join(format!("{name}.ko"))
+        self.kernel.modules.join(format!("{name}.ko"))
+    }
+
+    fn modules(&self) -> impl Iterator<Item = &'static str> {
+        MODULES.iter().chain(self.disk_modules).copied()
     }
 
     /// Changes with every byte of it.
     fn digest(&self) -> Result<u64> {
         let mut hasher = DefaultHasher::new();
-        (INIT, INITTAB, AGENT, MODULES).hash(&mut hasher);
+        (INIT, INITTAB, AGENT, MODULES, self.disk_modules).hash(&mut hasher);
         image::FILES.hash(&mut hasher);
         let programs = [self.busybox, self.agent, self.peer].map(Path::to_owned);
-        for path in programs.into_iter().chain(MODULES.map(|name| self.module(name))) {
+        for path in programs.into_iter().chain(self.modules().map(|name| self.module(name))) {
             fs::read(&path).tried(format!("read {}", path.display()))?.hash(&mut hasher);
         }
         Ok(hasher.finish())
@@ -118,7 +135,7 @@ fn lay_out(root: &Path, inputs: &Inputs<'_>) -> Result<()> {
     image::place_program(inputs.peer, &root.join("usr/bin/vsock-peer"))?;
     let modules = root.join("lib/modules");
     fs::create_dir_all(&modules).tried(format!("make {}", modules.display()))?;
-    for name in MODULES {
+    for name in inputs.modules() {
         let to = modules.join(format!("{name}.ko"));
         fs::copy(inputs.module(name), &to).tried(format!("write {}", to.display()))?;
     }
@@ -127,6 +144,7 @@ fn lay_out(root: &Path, inputs: &Inputs<'_>) -> Result<()> {
         ("etc/inittab", 0o644, INITTAB),
         ("sbin/agent", 0o755, AGENT),
         ("lib/modules/list", 0o644, list(&[]).as_str()),
+        ("lib/modules/disk", 0o644, inputs.disk_modules.join("\n").as_str()),
     ] {
         image::write(&root.join(file), mode, text)?;
     }

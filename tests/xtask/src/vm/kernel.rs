@@ -30,6 +30,9 @@ pub(super) const MODULES: [&str; 9] = [
 ];
 pub(super) const LOOPBACK_MODULE: &str = "vsock_loopback";
 
+/// What a VM with a root disk needs beside them; what reads the disk's file system is in the kernel itself.
+const DISK_MODULES: [&str; 1] = ["virtio_blk"];
+
 /// What an Incus VM needs beside them: its ports to QEMU, and the two ways by which Incus hands it folders of the host, one of
 /// them with `incus-agent` in it.
 pub(super) const INCUS_MODULES: [&str; 8] =
@@ -43,14 +46,27 @@ pub(super) struct Flavour {
     folder: &'static str,
     /// What is taken of its modules, beside [`MODULES`].
     modules: &'static [&'static str],
+    /// What is loaded of them where there is a root disk.
+    pub(super) disk_modules: &'static [&'static str],
+}
+
+impl Flavour {
+    fn all_modules(&self) -> impl Iterator<Item = &'static str> {
+        MODULES.iter().chain(self.modules).copied()
+    }
 }
 
 /// The quick VMs', which is the smaller one.
-pub(super) const CLOUD: Flavour = Flavour { meta_package: "linux-image-cloud-amd64", folder: "kernel", modules: &[] };
+pub(super) const CLOUD: Flavour = Flavour {
+    meta_package: "linux-image-cloud-amd64",
+    folder: "kernel",
+    modules: &DISK_MODULES,
+    disk_modules: &DISK_MODULES,
+};
 
 /// The Incus VMs', which has 9p.
 pub(super) const GENERIC: Flavour =
-    Flavour { meta_package: "linux-image-amd64", folder: "kernel-generic", modules: &INCUS_MODULES };
+    Flavour { meta_package: "linux-image-amd64", folder: "kernel-generic", modules: &INCUS_MODULES, disk_modules: &[] };
 
 /// A kernel that was unpacked.
 pub(super) struct Kernel {
@@ -65,7 +81,11 @@ pub(super) fn provide(flavour: &Flavour) -> Result<Kernel> {
     let kept = folder().join(flavour.folder);
     let kernel = Kernel { image: kept.join("vmlinuz"), modules: kept.join("modules") };
     if kernel.image.exists() {
-        return Ok(kernel);
+        if flavour.all_modules().all(|name| kernel.modules.join(format!("{name}.ko")).exists()) {
+            return Ok(kernel);
+        }
+        // From before one of them was needed.
+        fs::remove_dir_all(&kept).tried(format!("remove {}", kept.display()))?;
     }
     say::step(&format!("Fetch {} of Debian's {SUITE}", flavour.meta_package));
     let scratch = folder().join(format!("kernel-{}", std::process::id()));
@@ -74,7 +94,7 @@ pub(super) fn provide(flavour: &Flavour) -> Result<Kernel> {
         fs::create_dir_all(&path).tried(format!("make {}", path.display()))?;
     }
     let package = fetch(&scratch, flavour.meta_package)?;
-    unpack(&scratch, &package, flavour.modules)?;
+    unpack(&scratch, &package, flavour)?;
     // Renamed into place when it is whole; another task may have been faster.
     if let Err(error) = fs::rename(scratch.join("kept"), &kept)
         && !kernel.image.exists()
@@ -116,8 +136,8 @@ fn fetch(scratch: &Path, meta_package: &str) -> Result<PathBuf> {
 }
 
 /// Takes the kernel and the few modules out of its package, and leaves the other hundred megabytes in it.
-fn unpack(scratch: &Path, package: &Path, more: &[&str]) -> Result<()> {
-    let modules: Vec<String> = MODULES.iter().chain(more).map(|name| format!("*/{name}.ko")).collect();
+fn unpack(scratch: &Path, package: &Path, flavour: &Flavour) -> Result<()> {
+    let modules: Vec<String> = flavour.all_modules().map(|name| format!("*/{name}.ko")).collect();
     let mut command = Command::new("sh");
     command.args(["-c", "deb=$1; shift; dpkg-deb --fsys-tarfile \"$deb\" | tar -xf - --wildcards \"$@\"", "unpack"]);
     command.arg(package).arg("./boot/vmlinuz-*").args(modules).current_dir(scratch.join("unpacked"));
