@@ -20,6 +20,8 @@ pub enum VmKind {
     WithIncusAgent,
     /// incus-agent, and nobody listens on vsock: exec is the only way.
     Deaf,
+    /// A stock Debian's systemd, and incus-agent, on a root disk.
+    Debian,
 }
 
 impl VmKind {
@@ -28,6 +30,7 @@ impl VmKind {
             Self::Bare => &[],
             Self::WithIncusAgent => &["incus-agent"],
             Self::Deaf => &["incus-agent", "deaf"],
+            Self::Debian => &["debian"],
         }
     }
 }
@@ -57,6 +60,15 @@ impl IncusVms {
         let watchdogs = json!({ "boot_secs": 600, "silence_secs": 60, "stop_grace_secs": 10, "collect_secs": 120 });
         let resources = json!({ "vcpu_count": 1, "memory_mib": 256, "root_disk_gib": 1 });
         stage.spec(command).with("incus", incus).with("watchdogs", watchdogs).with("resources", resources)
+    }
+
+    /// A stock Debian for VMs, imported; it has no agent of pika-cloud.
+    pub fn debian_image(self) -> &'static str {
+        const ALIAS: &str = "debian-vm";
+        let mut import = Incus.client(&["image", "import", "vm/debian-metadata.tar.gz", "vm/debian.qcow2"]);
+        let imported = import.args(["--alias", ALIAS]).status().expect("the incus command runs");
+        assert!(imported.success(), "import the Debian: {imported}");
+        ALIAS
     }
 
     /// Begins to run a spec.
@@ -133,7 +145,11 @@ impl VmJob<'_> {
     }
 
     /// Waits for its end, and prints what it said.
-    pub fn finish(self) -> Finished {
+    pub fn finish(mut self) -> Finished {
+        let began = Instant::now();
+        while self.running.is_running() && began.elapsed() < Self::PATIENCE {
+            std::thread::sleep(Self::LOOK);
+        }
         let done = self.running.finish_within(Self::PATIENCE);
         println!("{}{}: after {:.0} s", done.stderr, self.spec.id, done.took.as_secs_f64());
         done

@@ -6,7 +6,7 @@
 use std::fs;
 use std::time::Duration;
 
-use pika_cloud_tests::{Incus, IncusVms, Signal, Spec, Stage, VmJob, VmKind, eventually};
+use pika_cloud_tests::{Incus, IncusVms, Running, Signal, Spec, Stage, VmJob, VmKind, eventually};
 use serde_json::json;
 
 /// The way that the sessions of a runtime came.
@@ -98,6 +98,32 @@ fn a_vm_that_nobody_listens_in_is_reached_by_exec() {
     assert_eq!(stage.outputs(&spec).log(), "heard\n");
     assert_eq!(stage.outputs(&spec).artifacts(), ["one"]);
     assert_eq!(transports(&stage, &spec), ["exec"]);
+    stage.check_nothing_left(&spec);
+}
+
+/// Its units serve over vsock in the VM of the baked image; the base had no agent at all.
+#[test]
+fn a_stock_debian_is_baked_and_serves() {
+    let Some(vms) = IncusVms::get() else { return };
+    let stage = Stage::new("debian");
+    let image = stage.alias("baked");
+    let mut bake =
+        stage.bake_command(vms.debian_image(), &image.alias, &["--profile", "default", "--profile", "debian"]);
+    let baked = Running::start(&mut bake).finish_within(Duration::from_secs(1200));
+    println!("{}baked after {:.0} s", baked.stderr, baked.took.as_secs_f64());
+    baked.expect(0).saying(&["started by systemd"]);
+    stage.check_baked(1);
+    let command =
+        "pika-guest ready; systemctl is-active pika-guest.service pika-guest-supervise.socket; cat /etc/machine-id
+        systemctl --no-legend --plain list-units --failed 'pika-*'; echo 1 > $PIKA_CLOUD_DIR/artifacts/one";
+    let spec = vms.spec(&stage, VmKind::Debian, command).with("incus.image_alias", image.alias.as_str());
+    let spec = spec.with("incus.agent", "baked").with("resources.memory_mib", 384).as_root();
+    vms.start(&stage, &spec).finish().expect(0);
+    let log = stage.outputs(&spec).log();
+    let lines: Vec<&str> = log.lines().collect();
+    assert_eq!((&lines[..2], lines[2].len(), lines.len()), (&["active", "active"][..], 32, 3), "{log}");
+    assert_eq!(stage.outputs(&spec).artifacts(), ["one"]);
+    assert_eq!(transports(&stage, &spec), ["vsock"]);
     stage.check_nothing_left(&spec);
 }
 

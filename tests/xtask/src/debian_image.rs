@@ -41,6 +41,11 @@ pub(crate) fn kept() -> impl Iterator<Item = (&'static str, PathBuf)> {
     RECIPES.iter().map(|recipe| (recipe.variable, recipe.path())).filter(|(_, path)| path.exists())
 }
 
+/// The one with systemd.
+pub(crate) fn with_systemd() -> PathBuf {
+    RECIPES[0].path()
+}
+
 /// Makes what is not kept yet.
 pub(crate) fn provide() -> Result<()> {
     for recipe in RECIPES.iter().filter(|recipe| !recipe.path().exists()) {

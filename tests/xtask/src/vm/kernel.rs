@@ -30,8 +30,9 @@ pub(super) const MODULES: [&str; 9] = [
 ];
 pub(super) const LOOPBACK_MODULE: &str = "vsock_loopback";
 
-/// What a VM with a root disk needs beside them; what reads the disk's file system is in the kernel itself.
-const DISK_MODULES: [&str; 1] = ["virtio_blk"];
+/// What a VM with a root disk needs beside them. The cloud kernel has ext4 in itself.
+const DISK_MODULES: [&str; 6] = ["virtio_blk", "crc16", "crc32c_generic", "mbcache", "jbd2", "ext4"];
+const CLOUD_DISK_MODULES: [&str; 1] = ["virtio_blk"];
 
 /// What an Incus VM needs beside them: its ports to QEMU, and the two ways by which Incus hands it folders of the host, one of
 /// them with `incus-agent` in it.
@@ -52,7 +53,7 @@ pub(super) struct Flavour {
 
 impl Flavour {
     fn all_modules(&self) -> impl Iterator<Item = &'static str> {
-        MODULES.iter().chain(self.modules).copied()
+        MODULES.iter().chain(self.modules).chain(self.disk_modules).copied()
     }
 }
 
@@ -60,13 +61,17 @@ impl Flavour {
 pub(super) const CLOUD: Flavour = Flavour {
     meta_package: "linux-image-cloud-amd64",
     folder: "kernel",
-    modules: &DISK_MODULES,
-    disk_modules: &DISK_MODULES,
+    modules: &[],
+    disk_modules: &CLOUD_DISK_MODULES,
 };
 
 /// The Incus VMs', which has 9p.
-pub(super) const GENERIC: Flavour =
-    Flavour { meta_package: "linux-image-amd64", folder: "kernel-generic", modules: &INCUS_MODULES, disk_modules: &[] };
+pub(super) const GENERIC: Flavour = Flavour {
+    meta_package: "linux-image-amd64",
+    folder: "kernel-generic",
+    modules: &INCUS_MODULES,
+    disk_modules: &DISK_MODULES,
+};
 
 /// A kernel that was unpacked.
 pub(super) struct Kernel {

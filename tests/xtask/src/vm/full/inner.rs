@@ -29,10 +29,8 @@ grep -qw pika_rig.deaf /proc/cmdline && exec sleep 1000000
 exec /usr/bin/pika-guest serve
 ";
 
-const INCUS_AGENT: &str = "\
-#!/bin/sh
-# Starts what Incus brings, where this VM is one that has it.
-grep -qw pika_rig.incus_agent /proc/cmdline || exec sleep 1000000
+/// How what Incus brings is started, by root, where there is no udev.
+pub(super) const START_INCUS_AGENT: &str = "\
 config=/run/incus_agent
 if ! [ -d $config ]; then
     # There is no udev to make these, and they come one after the other.
@@ -47,6 +45,12 @@ if ! [ -d $config ]; then
 fi
 cd $config && exec ./incus-agent
 ";
+
+/// Starts it where this VM is one that has it.
+fn incus_agent() -> String {
+    let has = "grep -qw pika_rig.incus_agent /proc/cmdline || exec sleep 1000000";
+    format!("#!/bin/sh\n{has}\n{START_INCUS_AGENT}")
+}
 
 /// The folder of `vmlinux`, `initramfs.gz`, and the image as Incus imports it: `metadata.tar.gz` and `disk.qcow2`.
 pub(super) fn provide(busybox: &Path, guest: &Guest) -> Result<PathBuf> {
@@ -84,7 +88,7 @@ pub(super) fn provide(busybox: &Path, guest: &Guest) -> Result<PathBuf> {
 
 fn digest(guest: &Guest) -> Result<u64> {
     let mut hasher = DefaultHasher::new();
-    (INITTAB, AGENT, INCUS_AGENT, INCUS_MODULES).hash(&mut hasher);
+    (INITTAB, AGENT, incus_agent(), INCUS_MODULES).hash(&mut hasher);
     for path in [&guest.kernel.image, &guest.initramfs] {
         fs::read(path).tried(format!("read {}", path.display()))?.hash(&mut hasher);
     }
@@ -120,7 +124,7 @@ fn more(scratch: &Path, busybox: &Path, guest: &Guest) -> Result<PathBuf> {
     }
     image::write(&root.join("etc/inittab"), 0o644, INITTAB)?;
     image::write(&root.join("sbin/agent"), 0o755, AGENT)?;
-    image::write(&root.join("sbin/incus-agent"), 0o755, INCUS_AGENT)?;
+    image::write(&root.join("sbin/incus-agent"), 0o755, &incus_agent())?;
     let packed = scratch.join("more.gz");
     initramfs::pack(&root, busybox, &packed)?;
     Ok(packed)
