@@ -66,7 +66,7 @@ impl IncusVms {
     pub fn debian_image(self) -> &'static str {
         const ALIAS: &str = "debian-vm";
         let mut import = Incus.client(&["image", "import", "vm/debian-metadata.tar.gz", "vm/debian.qcow2"]);
-        let imported = import.args(["--alias", ALIAS]).status().expect("the incus command runs");
+        let imported = import.args(["--quiet", "--alias", ALIAS]).status().expect("the incus command runs");
         assert!(imported.success(), "import the Debian: {imported}");
         ALIAS
     }

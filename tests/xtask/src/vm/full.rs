@@ -8,9 +8,9 @@
 //!          └─ vm_full, the test program ─► pika-cloud ─► incusd, vhost-vsock
 //! ```
 //!
-//! What the outer guest says comes through a virtio port, which is this task's standard output; how it ended, through a second
-//! one. For looking around in there, `socat -,raw,echo=0 UNIX:target/xtask/vm/run-<pid>/shell` gives a root shell. QEMU ends with
-//! the task, however that ends. `AF_VSOCK` is opened in the outer guest and its VMs only.
+//! Two of them share the tests. What a guest says comes through a virtio port, and is shown with its number; how its tests ended,
+//! through a second one. For looking around in there, `socat -,raw,echo=0 UNIX:target/xtask/vm/run-<pid>/1/shell` gives a root
+//! shell. QEMU ends with the task, however that ends. `AF_VSOCK` is opened in the outer guest and its VMs only.
 //!
 //! | piece, in `target/xtask/vm` | made of | takes |
 //! |---|---|---|
@@ -21,22 +21,22 @@
 //! | `run-<pid>/` | all of it, and the programs under test; removed at the end | seconds |
 
 mod debian;
+mod guest;
 mod inner;
 mod outer;
 
-use std::fs::{self, File};
-use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::fs;
+use std::path::Path;
+use std::process::Command;
 
-use super::{UNFIT, folder, guest, kernel, remove_old};
+use self::guest::{Ended, OuterGuest, Pieces};
+use super::{UNFIT, folder, kernel, remove_old};
 use crate::debian::provide_vm_tools;
 use crate::failure::{Failure, Result, Tried};
-use crate::{image, place, run, say};
+use crate::{place, run, say};
 
-/// Three VMs, Incus and the tests fit in.
-const MEMORY: &str = "3G";
-/// How the outer guest is told to be patient: only a hang reaches it.
-const LIMIT: &str = "3600";
+/// So many outer guests share the tests, one CPU and 3 GiB each.
+const GUESTS: usize = 2;
 
 /// What runs in the outer guest.
 pub(crate) struct Programs<'a> {
@@ -46,158 +46,77 @@ pub(crate) struct Programs<'a> {
     pub(crate) tests: &'a Path,
 }
 
-/// What the outer guest's first process runs. What is between `@` is filled in.
-const RUN: &str = r#"
-for port in /sys/class/virtio-ports/*; do
-    case $(cat "$port/name") in
-        pika.said) said=/dev/${port##*/} ;;
-        pika.result) result=/dev/${port##*/} ;;
-    esac
-done
-exec >"$said" 2>&1
-step() { echo "[outer guest: $(cut -d. -f1 /proc/uptime) s] $*"; }
-fail() {
-    step "$*; the end of the daemon's log:"
-    tail -n 20 /var/log/incusd.log
-    exit 1
-}
-export PATH=/payload/bin:$PATH:/usr/libexec/incus LD_LIBRARY_PATH=/usr/lib/x86_64-linux-gnu/incus
-mkdir -p /var/log/incus
-# The metronome: what is read from there comes with an interrupt, and no faster than QEMU lets it.
-modprobe virtio_rng && cat /dev/hwrng >/dev/null &
-# For whoever wants to look around.
-(while :; do setsid sh -i; sleep 1; done) </dev/ttyS1 >/dev/ttyS1 2>&1 &
-step 'Start Incus'
-incusd --group root >/var/log/incusd.log 2>&1 &
-incusd waitready --timeout=600 || fail 'Incus does not answer'
-quietly() { "$@" >/tmp/quietly 2>&1 || { cat /tmp/quietly; fail "failed: $*"; }; }
-quietly incus storage create default dir
-boot() {
-    words="console=ttyS0 quiet mitigations=off panic=-1 pika_rig $*"
-    echo "-kernel /payload/vm/vmlinux -initrd /payload/vm/initramfs.gz -append \"$words\""
-}
-quietly incus profile device add default root disk path=/ pool=default
-quietly incus profile set default "raw.qemu=$(boot)"
-quietly incus profile create incus-agent
-quietly incus profile set incus-agent "raw.qemu=$(boot pika_rig.incus_agent)"
-quietly incus profile create deaf
-quietly incus profile set deaf "raw.qemu=$(boot pika_rig.incus_agent pika_rig.deaf)"
-quietly incus profile create debian
-quietly incus profile set debian "raw.qemu=$(boot pika_rig.root=/dev/vda)" security.csm=true security.secureboot=false
-quietly incus profile device add debian root disk path=/ pool=default io.bus=virtio-blk size=1GiB
-# Nothing here is kept, nor has it far to go.
-quietly incus config set images.compression_algorithm none
-quietly incus image import /payload/vm/metadata.tar.gz /payload/vm/disk.qcow2 --alias pika-vm
-unset LD_LIBRARY_PATH
-export PIKA_TEST_INCUS_SOCKET=/var/lib/incus/unix.socket PIKA_TEST_INCUS_DIR=/var/lib/incus
-export PIKA_TEST_AGENT=/payload/bin/pika-guest PIKA_TEST_CLOUD=/payload/bin/pika-cloud PIKA_TEST_VM_FULL=1
-# One CPU has enough to do with one of them.
-export RUST_TEST_THREADS=1
-step 'Run the tests'
-cd /payload
-# What a test says is seen even where the guest does not live to its end.
-timeout @LIMIT@ bin/tests --nocapture @ARGS@
-code=$?
-step "The tests ended with $code"
-grep -E 'level=(warning|error)' /var/log/incusd.log >/dev/ttyS0
-echo $code >"$result"
-sync
-sleep 1
-"#;
-
-/// Runs the test program in the outer guest, with these arguments.
+/// Runs the test program with these arguments, its tests shared out to outer guests.
 pub(crate) fn test(busybox: &Path, programs: &Programs<'_>, args: &[String]) -> Result<()> {
     if place::ARCH != "x86_64" {
         return Err(Failure::step(UNFIT));
     }
     provide_vm_tools()?;
-    let guest = guest(busybox, programs.agent, &kernel::GENERIC)?;
+    let guest = super::guest(busybox, programs.agent, &kernel::GENERIC)?;
     let outer = outer::provide()?;
     let images = [inner::provide(busybox, &guest)?, debian::provide()?];
     remove_old("run-", "");
     let scratch = folder().join(format!("run-{}", std::process::id()));
-    fs::create_dir_all(&scratch).tried(format!("make {}", scratch.display()))?;
-    let done = payload(&scratch, programs, &images, args).and_then(|payload| boot(&scratch, &outer, &payload));
+    let pieces = Pieces { programs, outer: &outer, images: &images };
+    let shares = shares(&names(programs.tests, args)?);
+    let run_share = |(index, args): (usize, &Vec<String>)| {
+        let number = index + 1;
+        run_one(&OuterGuest { number, pieces: &pieces, scratch: scratch.join(number.to_string()), args })
+    };
+    let done: Vec<Result<()>> = std::thread::scope(|scope| {
+        let running: Vec<_> = shares.iter().enumerate().map(|share| scope.spawn(move || run_share(share))).collect();
+        running.into_iter().map(|one| one.join().expect("an outer guest's thread does not panic")).collect()
+    });
     fs::remove_dir_all(&scratch).tried(format!("remove {}", scratch.display()))?;
-    done
+    done.into_iter().collect()
 }
 
-/// Packs what the outer guest runs.
-fn payload(scratch: &Path, programs: &Programs<'_>, images: &[PathBuf], args: &[String]) -> Result<PathBuf> {
-    let root = scratch.join("payload");
-    let bin = root.join("bin");
-    fs::create_dir_all(&bin).tried(format!("make {}", bin.display()))?;
-    image::place_program(programs.agent, &bin.join("pika-guest"))?;
-    for (from, to) in [(programs.cloud, "pika-cloud"), (programs.tests, "tests")] {
-        // Without what only a debugger reads it is a tenth.
-        run::captured(Command::new("strip").arg("-o").arg(bin.join(to)).arg(from))?;
+/// Names of the tests that the arguments choose.
+fn names(tests: &Path, args: &[String]) -> Result<Vec<String>> {
+    let listed = run::captured(Command::new(tests).args(args).args(["--list", "--format", "terse"]))?;
+    let names: Vec<String> = listed.lines().filter_map(|line| line.strip_suffix(": test")).map(str::to_owned).collect();
+    if names.is_empty() {
+        return Err(Failure::step(format!("no test in Incus VMs is called like `{}`", args.join(" "))));
     }
-    let args: Vec<String> = args.iter().map(|arg| quoted(arg)).collect();
-    image::write(&root.join("run"), 0o755, &RUN.replace("@LIMIT@", LIMIT).replace("@ARGS@", &args.join(" ")))?;
-    let packed = scratch.join("payload.tar");
-    let mut tar = Command::new("tar");
-    tar.arg("-cf").arg(&packed).arg("-C").arg(&root).args(["run", "bin"]);
-    // What the VMs inside boot comes into a folder of its own.
-    tar.args(["--transform", "s,^\\.,vm,"]);
-    for folder in images {
-        tar.arg("-C").arg(folder).arg(".");
+    Ok(names)
+}
+
+/// Shares tests out: those that stand together stay together. Gives what the test program is told in each guest.
+fn shares(names: &[String]) -> Vec<Vec<String>> {
+    let size = names.len().div_ceil(GUESTS).max(1);
+    let exact = |names: &[String]| std::iter::once("--exact".to_owned()).chain(names.iter().cloned()).collect();
+    names.chunks(size).map(exact).collect()
+}
+
+/// Runs one, and once more where it is the guest itself that came to nothing: it stands on an emulation of SVM under which kernels
+/// were seen to die. A test that failed has failed.
+fn run_one(guest: &OuterGuest<'_>) -> Result<()> {
+    let mut ended = guest.run()?;
+    if let Ended::Died(how) = ended {
+        say::step(&format!("{how}\nOnce more"));
+        ended = guest.run()?;
     }
-    run::captured(&mut tar)?;
-    Ok(packed)
-}
-
-/// As one word for a shell.
-fn quoted(word: &str) -> String {
-    format!("'{}'", word.replace('\'', r"'\''"))
-}
-
-/// Boots the outer guest, shows what it says until it powers off, and fails where its tests did.
-fn boot(scratch: &Path, outer: &outer::Outer, payload: &Path) -> Result<()> {
-    say::step("Boot the outer guest");
-    let (result, console) = (scratch.join("result"), place::own().join("outer-console.log"));
-    // Not the task's end alone is seen to: `setpriv` has the kernel end QEMU with it.
-    let mut qemu = Command::new("setpriv");
-    qemu.args(["--pdeathsig", "KILL", "qemu-system-x86_64", "-accel", "tcg,thread=multi,tb-size=1024"]);
-    qemu.args(["-machine", "q35", "-cpu", "max,la57=off", "-smp", "1", "-m", MEMORY]);
-    qemu.args(["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"]);
-    qemu.args(["-device", METRONOME]);
-    qemu.arg("-kernel").arg(&outer.kernel).args(["-append", KERNEL_WORDS]);
-    qemu.args(["-serial", &format!("file:{}", console.display()), "-device", "virtio-serial-pci"]);
-    // Relative, since a socket's path must be short.
-    qemu.current_dir(scratch).args(["-serial", "unix:shell,server=on,wait=off"]);
-    qemu.args(["-chardev", "stdio,id=said,signal=off", "-device", "virtserialport,chardev=said,name=pika.said"]);
-    qemu.args(["-chardev", &format!("file,id=result,path={}", result.display())]);
-    qemu.args(["-device", "virtserialport,chardev=result,name=pika.result"]);
-    let throw_away = "format=raw,snapshot=on,cache=unsafe,discard=unmap";
-    qemu.args(["-drive", &format!("if=none,id=root,file={},{throw_away}", outer.disk.display())]);
-    qemu.args(["-device", "nvme,drive=root,serial=root"]);
-    qemu.args(["-drive", &format!("if=none,id=payload,file={},format=raw,readonly=on", payload.display())]);
-    qemu.args(["-device", "virtio-blk-pci,drive=payload"]);
-    let errors = place::own().join("outer-qemu.log");
-    let log = File::create(&errors).tried(format!("write {}", errors.display()))?;
-    // Nothing is ever written there; but where it is closed, QEMU takes it that nobody listens either.
-    let ended = run::status(qemu.stdin(Stdio::piped()).stderr(log))?;
-    let said = fs::read_to_string(&result).unwrap_or_default();
-    match said.trim().parse::<u8>() {
-        Ok(0) => Ok(()),
-        Ok(_) => Err(Failure::step(format!(
+    match ended {
+        Ended::Passed => Ok(()),
+        Ended::Failed => Err(Failure::step(format!(
             "tests in Incus VMs failed; what Incus complained of is in {}",
-            console.display()
+            guest.log("console").display()
         ))),
-        Err(_) => Err(Failure::step(format!(
-            "the outer guest ended before its tests did (QEMU: {ended}). The end of its console, {}:\n{}\nQEMU said:\n{}",
-            console.display(),
-            run::tail(&console),
-            run::tail(&errors)
-        ))),
+        Ended::Died(how) => Err(Failure::step(how)),
     }
 }
 
-/// Interrupts the outer guest four times a second. Its CPU, as emulated, sometimes misses its own timer while it virtualizes, and then
-/// sleeps until something else wakes it: it was seen to do so for 15 minutes. With two of them it was seen to break down
-/// altogether, and one is as fast.
-const METRONOME: &str = "virtio-rng-pci,max-bytes=64,period=250";
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-/// A kernel that finds its disk without an initramfs, takes no time for what is not tested here, and ends QEMU where it panics.
-const KERNEL_WORDS: &str = "root=/dev/nvme0n1 rw init=/usr/sbin/outer-init console=ttyS0 quiet panic=-1 mitigations=off \
-                            apparmor=0 audit=0 pika_rig";
+    #[test]
+    fn every_test_is_in_one_share() {
+        for count in 1..12 {
+            let names: Vec<String> = (0..count).map(|number| format!("test_{number}")).collect();
+            let shares = shares(&names);
+            assert!(shares.len() <= GUESTS && shares.iter().all(|share| share[0] == "--exact" && share.len() > 1));
+            assert_eq!(shares.iter().flat_map(|share| &share[1..]).cloned().collect::<Vec<_>>(), names);
+        }
+    }
+}
