@@ -36,9 +36,8 @@ const CONNECT_TIMEOUT: Duration = Duration::from_millis(2500);
 /// For how long one dial waits for an agent that does not listen yet, with the id that it read.
 const PATIENCE: Duration = Duration::from_secs(1);
 
-/// Between two connects of one dial: what that costs is small, and an agent that comes up is heard at once. At 5 ms a
-/// machine behind a device in user space was once never heard, which may have been for that.
-const PACE: Duration = Duration::from_millis(20);
+/// Between two connects of one dial: what that costs is small, and an agent that comes up is heard at once.
+const PACE: Duration = Duration::from_millis(5);
 
 /// Why there is no stream.
 #[derive(Debug, thiserror::Error)]
