@@ -57,11 +57,17 @@ pub(crate) fn provide_mmdebstrap() -> Result<()> {
     provide_tools(&[("/usr/bin/mmdebstrap", "mmdebstrap")])
 }
 
+/// Sees to it that there is what makes a root disk of a folder.
+pub(crate) fn provide_mke2fs() -> Result<()> {
+    provide_tools(&[("/usr/sbin/mke2fs", "e2fsprogs")])
+}
+
 /// Sees to it that there is what the outer guest of the Incus VMs is made with.
 pub(crate) fn provide_vm_tools() -> Result<()> {
     provide_qemu()?;
     provide_mmdebstrap()?;
-    provide_tools(&[("/usr/sbin/mke2fs", "e2fsprogs"), ("/usr/bin/qemu-img", "qemu-utils")])
+    provide_mke2fs()?;
+    provide_tools(&[("/usr/bin/qemu-img", "qemu-utils")])
 }
 
 /// Sees to it that there is what the NixOS module is checked with.

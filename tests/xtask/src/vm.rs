@@ -41,6 +41,7 @@ pub(crate) fn provide(busybox: &Path, agent: &Path) -> Result<Vec<(&'static str,
         return Ok(vec![("PIKA_TEST_VM_SKIP", UNFIT.into())]);
     }
     debian::provide_qemu()?;
+    debian::provide_mke2fs()?;
     let device = device()?;
     let guest = guest(busybox, agent, &kernel::CLOUD)?;
     Ok(vec![
