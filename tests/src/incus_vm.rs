@@ -1,4 +1,4 @@
-//! Incus's own VMs, where this run has them: in the outer guest that `cargo xtask test --vm full` boots, whose Incus has a real
+//! Incus's own VMs, where this run has them: in an outer guest that `cargo xtask test --vm full` boots, whose Incus has a real
 //! vhost-vsock and a real incus-agent. Everything in there is slow, and the tests are as patient. They start one VM after the
 //! other: with two at once, Incus was seen to fail a start that took half a minute.
 
@@ -62,8 +62,8 @@ impl IncusVms {
         stage.spec(command).with("incus", incus).with("watchdogs", watchdogs).with("resources", resources)
     }
 
-    /// A stock Debian for VMs, imported; it has no agent of pika-cloud.
-    pub fn debian_image(self) -> &'static str {
+    /// Imports a stock Debian for VMs, which has no agent of pika-cloud. For one test.
+    pub fn import_debian(self) -> &'static str {
         const ALIAS: &str = "debian-vm";
         let mut import = Incus.client(&["image", "import", "vm/debian-metadata.tar.gz", "vm/debian.qcow2"]);
         let imported = import.args(["--quiet", "--alias", ALIAS]).status().expect("the incus command runs");
@@ -145,11 +145,7 @@ impl VmJob<'_> {
     }
 
     /// Waits for its end, and prints what it said.
-    pub fn finish(mut self) -> Finished {
-        let began = Instant::now();
-        while self.running.is_running() && began.elapsed() < Self::PATIENCE {
-            std::thread::sleep(Self::LOOK);
-        }
+    pub fn finish(self) -> Finished {
         let done = self.running.finish_within(Self::PATIENCE);
         println!("{}{}: after {:.0} s", done.stderr, self.spec.id, done.took.as_secs_f64());
         done

@@ -202,7 +202,7 @@ fn the_init_of_busybox_serves() {
     stage.check_nothing_left(&spec);
 }
 
-/// Its first process is sysvinit's, which answers Incus's signal by none of these.
+/// Its first process is sysvinit's.
 #[test]
 fn a_debian_with_openrc_serves() {
     let stage = Stage::new("openrc");

@@ -21,7 +21,7 @@ pub struct Vsock {
 /// No stream was opened.
 #[derive(Debug)]
 pub enum DialError {
-    /// The VM has ended, or was never started.
+    /// The VM has ended.
     NoDevice(io::Error),
     /// The guest has not loaded its vsock driver yet.
     NotUp,
@@ -58,23 +58,23 @@ impl Vsock {
     async fn connect(&self, port: u32) -> Result<UnixStream, DialError> {
         // Never before the guest's driver is there: dialled while it comes up, the device was seen to lose the
         // thread that moves bytes, for good.
-        if !self.is_up() && self.socket.exists() {
+        if !self.is_up() {
             return Err(DialError::NotUp);
         }
         let mut stream = UnixStream::connect(&self.socket).await.map_err(DialError::NoDevice)?;
         // The device closes a connection that comes to nothing, and may do so before it is asked for anything.
         if stream.write_all(format!("CONNECT {port}\n").as_bytes()).await.is_err() {
-            return Err(self.refused());
+            return Err(DialError::Closed);
         }
         // Byte for byte: what follows the line is the guest's.
         let mut line = Vec::new();
         while line.last() != Some(&b'\n') && line.len() < 32 {
             match stream.read_u8().await {
                 Ok(byte) => line.push(byte),
-                Err(_) => return Err(self.refused()),
+                Err(_) => return Err(DialError::Closed),
             }
         }
-        if line.starts_with(b"OK ") { Ok(stream) } else { Err(self.refused()) }
+        if line.starts_with(b"OK ") { Ok(stream) } else { Err(DialError::Closed) }
     }
 
     /// Sends a line to a port, and gives the line that comes back, for whoever has no tokio.
@@ -94,10 +94,6 @@ impl Vsock {
             }
         }
         Err(io::ErrorKind::InvalidData.into())
-    }
-
-    fn refused(&self) -> DialError {
-        if self.is_up() { DialError::Closed } else { DialError::NotUp }
     }
 
     /// Whether the guest has loaded its vsock driver since it was last started.

@@ -25,11 +25,12 @@ struct Recipe {
     packages: [&'static str; 2],
     variable: &'static str,
 }
-const RECIPES: [Recipe; 2] = [
-    // With dbus no unit of systemd's own is left failed.
-    Recipe { init: "systemd", packages: ["systemd-sysv", "dbus"], variable: "PIKA_TEST_DEBIAN_IMAGE" },
-    Recipe { init: "openrc", packages: ["sysvinit-core", "openrc"], variable: "PIKA_TEST_OPENRC_IMAGE" },
-];
+/// With dbus no unit of systemd's own is left failed.
+const SYSTEMD: Recipe =
+    Recipe { init: "systemd", packages: ["systemd-sysv", "dbus"], variable: "PIKA_TEST_DEBIAN_IMAGE" };
+const OPENRC: Recipe =
+    Recipe { init: "openrc", packages: ["sysvinit-core", "openrc"], variable: "PIKA_TEST_OPENRC_IMAGE" };
+const RECIPES: [Recipe; 2] = [SYSTEMD, OPENRC];
 /// What nobody reads in a test.
 const LEFT_OUT: [&str; 4] = ["doc", "man", "locale", "info"];
 /// What is written over Debian's own.
@@ -43,7 +44,7 @@ pub(crate) fn kept() -> impl Iterator<Item = (&'static str, PathBuf)> {
 
 /// The one with systemd.
 pub(crate) fn with_systemd() -> PathBuf {
-    RECIPES[0].path()
+    SYSTEMD.path()
 }
 
 /// Makes what is not kept yet.

@@ -38,8 +38,8 @@ Commands that need a real Incus (as root; each starts a private daemon and takes
   test [--vm quick|full] [FILTER] [-- ARG...]
                          Unit tests, then the end-to-end tests. With FILTER only the end-to-end tests
                          whose name contains it; with --vm quick only those in VMs that are up in
-                         seconds, without Incus; with --vm full only those in Incus's own VMs, in a guest
-                         that has an Incus (minutes). ARGs go to the test binaries (--nocapture, ...)
+                         seconds, without Incus; with --vm full only those in Incus's own VMs, in guests
+                         that have an Incus (minutes). ARGs go to the test binaries (--nocapture, ...)
   bench [--json]         Measure against the limits that the project promises
   incus [--bare]         Keep a private daemon with the test images until Ctrl-C, and print how to reach
                          it. --bare: without building pika-guest, only the image that has no agent

@@ -195,14 +195,13 @@ fn test_in_quick_vms(args: &TestArgs) -> Result<()> {
     run::shown(&mut tests)
 }
 
-/// The tests in Incus's own VMs, in a guest that has an Incus.
+/// The tests in Incus's own VMs, in guests that have an Incus.
 fn test_in_incus_vms(args: &TestArgs) -> Result<()> {
     lab::must_be_root()?;
     let busybox = debian::provide_busybox()?;
     let (agent, cloud, tests) = (cargo::agent()?, cargo::cloud(Profile::Dev)?, cargo::test_program("vm_full")?);
     let programs = vm::full::Programs { agent: &agent, cloud: &cloud, tests: &tests };
-    let args: Vec<String> = args.filter.iter().chain(&args.passed_on).cloned().collect();
-    vm::full::test(&busybox, &programs, &args)
+    vm::full::test(&busybox, &programs, args.filter.as_deref(), &args.passed_on)
 }
 
 /// Simulates runtimes under faults; what follows is the simulator's own.

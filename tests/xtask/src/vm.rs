@@ -5,13 +5,13 @@
 //!   pika-cloud's driver ──UNIX socket──► vhost-device-vsock ──vhost-user──► QEMU (TCG) ──AF_VSOCK──► pika-guest serve
 //! ```
 //!
-//! No `/dev/kvm`, no `vhost_vsock`, no root disk: the VMs run wherever the tests do, and `AF_VSOCK` is opened in them only.
+//! No `/dev/kvm`, no `vhost_vsock`: the VMs run wherever the tests do, and `AF_VSOCK` is opened in them only.
 //! Each piece is kept under `target/xtask/vm` and made again where what it is made of has changed:
 //!
 //! | piece | made of | takes |
 //! |---|---|---|
 //! | `device-<version>/` | the crate of that version | about a minute |
-//! | `kernel/` | Debian 12's cloud kernel; kept until it is removed | seconds |
+//! | `kernel-cloud-<digest>/` | Debian 12's cloud kernel, and of its modules those that are needed | seconds |
 //! | `initramfs-<digest>.gz` | kernel modules, busybox, agent, the tests' own vsock peer | under a second |
 
 pub(crate) mod full;
@@ -20,11 +20,12 @@ mod kernel;
 
 use std::ffi::OsString;
 use std::fs;
+use std::hash::{DefaultHasher, Hash, Hasher as _};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::cargo::{self, cargo};
-use crate::failure::Result;
+use crate::failure::{Result, Tried as _};
 use crate::{debian, place, run, say};
 
 /// The version that the rig was tried with.
@@ -61,15 +62,37 @@ struct Guest {
 fn guest(busybox: &Path, agent: &Path, flavour: &kernel::Flavour) -> Result<Guest> {
     let kernel = kernel::provide(flavour)?;
     let peer = cargo::vsock_peer()?;
-    let disk_modules = flavour.disk_modules;
-    let initramfs =
-        initramfs::provide(&initramfs::Inputs { busybox, agent, peer: &peer, kernel: &kernel, disk_modules })?;
+    let initramfs = initramfs::provide(&initramfs::Inputs { busybox, agent, peer: &peer, kernel: &kernel })?;
     Ok(Guest { kernel, initramfs })
 }
 
 /// Where the pieces are kept.
 fn folder() -> PathBuf {
     place::own().join("vm")
+}
+
+/// The folder of a piece that is kept for this recipe, or else made: `make` gets a folder to work in and one for the piece, which
+/// has its name once it is whole. Another task may have been faster.
+fn kept(piece: &str, recipe: &impl Hash, step: &str, make: impl FnOnce(&Path, &Path) -> Result<()>) -> Result<PathBuf> {
+    let mut digest = DefaultHasher::new();
+    recipe.hash(&mut digest);
+    let name = format!("{piece}-{:016x}", digest.finish());
+    remove_old(&format!("{piece}-"), &name);
+    remove_old("scratch-", "");
+    let kept = folder().join(name);
+    if kept.exists() {
+        return Ok(kept);
+    }
+    say::step(step);
+    let scratch = folder().join(format!("scratch-{}-{piece}", std::process::id()));
+    let whole = scratch.join("whole");
+    fs::create_dir_all(&whole).tried(format!("make {}", whole.display()))?;
+    let outcome = make(&scratch, &whole).and_then(|()| match fs::rename(&whole, &kept) {
+        Err(error) if !kept.exists() => Err(error).tried(format!("make {}", kept.display())),
+        _ => Ok(()),
+    });
+    let removed = fs::remove_dir_all(&scratch).tried(format!("remove {}", scratch.display()));
+    outcome.and(removed).map(|()| kept)
 }
 
 /// A piece that no task has made for so long is removed, where there is a newer one.

@@ -8,7 +8,7 @@
 //! | `pika_rig` | always there: without it the tests' vsock peer refuses to run |
 //! | `pika_rig.loopback` | processes in the guest can dial the guest itself |
 //! | `pika_rig.plays=ROLE` | instead of the agent, the peer listens on its port and plays that role |
-//! | `pika_rig.root=DEVICE` | instead of all this, the first process of that root disk goes on |
+//! | `pika_rig.root=DEVICE` | behind the modules, that disk's `/sbin/init` takes over |
 //!
 //! `pika-rig: up` on the console says that the modules are loaded. Nearly all of the time to there is the kernel's.
 
@@ -40,7 +40,7 @@ done
 echo \"pika-rig: up after $(cut -d' ' -f1 /proc/uptime) s\"
 if [ -n \"$root\" ]; then
     mkdir /disk
-    mount $root /disk
+    mount $root /disk || echo \"pika-rig: no root disk $root\"
     for folder in proc sys dev; do
         mount --move /$folder /disk/$folder
     done
@@ -72,8 +72,6 @@ pub(super) struct Inputs<'a> {
     pub(super) agent: &'a Path,
     pub(super) peer: &'a Path,
     pub(super) kernel: &'a Kernel,
-    /// Modules of a VM with a root disk.
-    pub(super) disk_modules: &'a [&'static str],
 }
 
 impl Inputs<'_> {
@@ -82,13 +80,13 @@ impl Inputs<'_> {
     }
 
     fn modules(&self) -> impl Iterator<Item = &'static str> {
-        MODULES.iter().chain(self.disk_modules).copied()
+        MODULES.iter().chain(self.kernel.disk_modules).copied()
     }
 
     /// Changes with every byte of it.
     fn digest(&self) -> Result<u64> {
         let mut hasher = DefaultHasher::new();
-        (INIT, INITTAB, AGENT, MODULES, self.disk_modules).hash(&mut hasher);
+        (INIT, INITTAB, AGENT, MODULES, self.kernel.disk_modules).hash(&mut hasher);
         image::FILES.hash(&mut hasher);
         let programs = [self.busybox, self.agent, self.peer].map(Path::to_owned);
         for path in programs.into_iter().chain(self.modules().map(|name| self.module(name))) {
@@ -144,7 +142,7 @@ fn lay_out(root: &Path, inputs: &Inputs<'_>) -> Result<()> {
         ("etc/inittab", 0o644, INITTAB),
         ("sbin/agent", 0o755, AGENT),
         ("lib/modules/list", 0o644, list(&[]).as_str()),
-        ("lib/modules/disk", 0o644, inputs.disk_modules.join("\n").as_str()),
+        ("lib/modules/disk", 0o644, inputs.kernel.disk_modules.join("\n").as_str()),
     ] {
         image::write(&root.join(file), mode, text)?;
     }

@@ -8,10 +8,10 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use super::folder;
+use super::kept;
 use crate::debian::{self, own_entry};
 use crate::failure::{Failure, Result, Tried};
-use crate::{place, run, say};
+use crate::{place, run};
 
 const SUITE: &str = "bookworm";
 
@@ -43,12 +43,12 @@ pub(super) const INCUS_MODULES: [&str; 8] =
 pub(super) struct Flavour {
     /// The package that depends on its present version.
     meta_package: &'static str,
-    /// Where it is kept.
-    folder: &'static str,
+    /// What it is kept as.
+    piece: &'static str,
     /// What is taken of its modules, beside [`MODULES`].
     modules: &'static [&'static str],
-    /// What is loaded of them where there is a root disk.
-    pub(super) disk_modules: &'static [&'static str],
+    /// What is taken for a VM with a root disk.
+    disk_modules: &'static [&'static str],
 }
 
 impl Flavour {
@@ -60,7 +60,7 @@ impl Flavour {
 /// The quick VMs', which is the smaller one.
 pub(super) const CLOUD: Flavour = Flavour {
     meta_package: "linux-image-cloud-amd64",
-    folder: "kernel",
+    piece: "kernel-cloud",
     modules: &[],
     disk_modules: &CLOUD_DISK_MODULES,
 };
@@ -68,7 +68,7 @@ pub(super) const CLOUD: Flavour = Flavour {
 /// The Incus VMs', which has 9p.
 pub(super) const GENERIC: Flavour = Flavour {
     meta_package: "linux-image-amd64",
-    folder: "kernel-generic",
+    piece: "kernel-generic",
     modules: &INCUS_MODULES,
     disk_modules: &DISK_MODULES,
 };
@@ -79,35 +79,22 @@ pub(super) struct Kernel {
     pub(super) image: PathBuf,
     /// The folder of [`MODULES`], and of the flavour's own.
     pub(super) modules: PathBuf,
+    /// Which of them a VM with a root disk loads beside [`MODULES`], each behind what it needs.
+    pub(super) disk_modules: &'static [&'static str],
 }
 
 /// The kernel that is kept, or else the present one of the suite.
 pub(super) fn provide(flavour: &Flavour) -> Result<Kernel> {
-    let kept = folder().join(flavour.folder);
-    let kernel = Kernel { image: kept.join("vmlinuz"), modules: kept.join("modules") };
-    if kernel.image.exists() {
-        if flavour.all_modules().all(|name| kernel.modules.join(format!("{name}.ko")).exists()) {
-            return Ok(kernel);
+    let modules: Vec<&str> = flavour.all_modules().collect();
+    let step = format!("Fetch {} of Debian's {SUITE}", flavour.meta_package);
+    let kept = kept(flavour.piece, &(SUITE, flavour.meta_package, &modules), &step, |scratch, whole| {
+        for path in [scratch.join("lists/partial"), scratch.join("cache"), whole.join("modules")] {
+            fs::create_dir_all(&path).tried(format!("make {}", path.display()))?;
         }
-        // From before one of them was needed.
-        fs::remove_dir_all(&kept).tried(format!("remove {}", kept.display()))?;
-    }
-    say::step(&format!("Fetch {} of Debian's {SUITE}", flavour.meta_package));
-    let scratch = folder().join(format!("kernel-{}", std::process::id()));
-    for name in ["lists/partial", "cache", "unpacked", "kept/modules"] {
-        let path = scratch.join(name);
-        fs::create_dir_all(&path).tried(format!("make {}", path.display()))?;
-    }
-    let package = fetch(&scratch, flavour.meta_package)?;
-    unpack(&scratch, &package, flavour)?;
-    // Renamed into place when it is whole; another task may have been faster.
-    if let Err(error) = fs::rename(scratch.join("kept"), &kept)
-        && !kernel.image.exists()
-    {
-        return Err(error).tried(format!("make {}", kept.display()));
-    }
-    fs::remove_dir_all(&scratch).tried(format!("remove {}", scratch.display()))?;
-    Ok(kernel)
+        unpack(scratch, &fetch(scratch, flavour.meta_package)?, &modules, whole)
+    })?;
+    let (image, modules) = (kept.join("vmlinuz"), kept.join("modules"));
+    Ok(Kernel { image, modules, disk_modules: flavour.disk_modules })
 }
 
 /// Downloads the package that the suite's meta package depends on.
@@ -141,12 +128,13 @@ fn fetch(scratch: &Path, meta_package: &str) -> Result<PathBuf> {
 }
 
 /// Takes the kernel and the few modules out of its package, and leaves the other hundred megabytes in it.
-fn unpack(scratch: &Path, package: &Path, flavour: &Flavour) -> Result<()> {
-    let modules: Vec<String> = flavour.all_modules().map(|name| format!("*/{name}.ko")).collect();
+fn unpack(scratch: &Path, package: &Path, modules: &[&str], whole: &Path) -> Result<()> {
+    let unpacked = scratch.join("unpacked");
+    fs::create_dir_all(&unpacked).tried(format!("make {}", unpacked.display()))?;
     let mut command = Command::new("sh");
     command.args(["-c", "deb=$1; shift; dpkg-deb --fsys-tarfile \"$deb\" | tar -xf - --wildcards \"$@\"", "unpack"]);
-    command.arg(package).arg("./boot/vmlinuz-*").args(modules).current_dir(scratch.join("unpacked"));
-    run::captured(&mut command)?;
-    let take = "mv boot/vmlinuz-* ../kept/vmlinuz && find lib -name '*.ko' -exec mv {} ../kept/modules/ ';'";
-    run::captured(Command::new("sh").args(["-c", take]).current_dir(scratch.join("unpacked"))).map(drop)
+    command.arg(package).arg("./boot/vmlinuz-*").args(modules.iter().map(|name| format!("*/{name}.ko")));
+    run::captured(command.current_dir(&unpacked))?;
+    let take = "mv boot/vmlinuz-* \"$1\"/vmlinuz && find lib -name '*.ko' -exec mv {} \"$1\"/modules/ ';'";
+    run::captured(Command::new("sh").args(["-c", take, "take"]).arg(whole).current_dir(&unpacked)).map(drop)
 }

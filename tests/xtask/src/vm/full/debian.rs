@@ -5,17 +5,15 @@
 //! devices that nobody announces: the console's login is left out, and incus-agent is started by the script that the other
 //! VMs have.
 
-use std::collections::hash_map::DefaultHasher;
 use std::fs;
-use std::hash::{Hash, Hasher};
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use super::super::{folder, remove_old};
-use super::inner::START_INCUS_AGENT;
+use super::super::kept;
+use super::inner::{START_INCUS_AGENT, pack_metadata};
 use crate::failure::{Result, Tried};
-use crate::{debian_image, image, run, say};
+use crate::{debian_image, image, run};
 
 /// Room for what is baked into it.
 const DISK_SIZE: &str = "900M";
@@ -39,26 +37,9 @@ WantedBy=multi-user.target
 pub(super) fn provide() -> Result<PathBuf> {
     debian_image::provide()?;
     let archive = debian_image::with_systemd();
-    let mut recipe = DefaultHasher::new();
-    (&archive, DISK_SIZE, UNIT, START_INCUS_AGENT).hash(&mut recipe);
-    let name = format!("debian-{:016x}", recipe.finish());
-    remove_old("debian-", &name);
-    let kept = folder().join(&name);
-    if kept.exists() {
-        return Ok(kept);
-    }
-    say::step("Make the image of a Debian for VMs");
-    let scratch = folder().join(format!("scratch-debian-{}", std::process::id()));
-    let whole = scratch.join("whole");
-    fs::create_dir_all(&whole).tried(format!("make {}", whole.display()))?;
-    make(&archive, &scratch, &whole)?;
-    if let Err(error) = fs::rename(&whole, &kept)
-        && !kept.exists()
-    {
-        return Err(error).tried(format!("make {}", kept.display()));
-    }
-    fs::remove_dir_all(&scratch).tried(format!("remove {}", scratch.display()))?;
-    Ok(kept)
+    // The recipe is this file.
+    let recipe = (&archive, START_INCUS_AGENT, include_str!("debian.rs"));
+    kept("debian", &recipe, "Make the image of a Debian for VMs", |scratch, whole| make(&archive, scratch, whole))
 }
 
 fn make(archive: &Path, scratch: &Path, whole: &Path) -> Result<()> {
@@ -82,9 +63,5 @@ fn make(archive: &Path, scratch: &Path, whole: &Path) -> Result<()> {
     let mut convert = Command::new("qemu-img");
     convert.args(["convert", "-f", "raw", "-O", "qcow2"]).arg(&raw).arg(whole.join("debian.qcow2"));
     run::captured(&mut convert)?;
-    let metadata = image::metadata("a Debian in a VM, for the tests of pika-cloud");
-    image::write(&scratch.join("metadata.yaml"), 0o644, &metadata)?;
-    let mut tar = Command::new("tar");
-    tar.arg("-C").arg(scratch).arg("-czf").arg(whole.join("debian-metadata.tar.gz"));
-    run::captured(tar.arg("metadata.yaml")).map(drop)
+    pack_metadata(scratch, "a Debian in a VM, for the tests of pika-cloud", &whole.join("debian-metadata.tar.gz"))
 }

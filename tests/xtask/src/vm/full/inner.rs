@@ -12,9 +12,9 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use super::super::kernel::INCUS_MODULES;
-use super::super::{Guest, folder, initramfs, remove_old};
+use super::super::{Guest, initramfs, kept};
 use crate::failure::{Failure, Result, Tried};
-use crate::{image, run, say};
+use crate::{image, run};
 
 const INITTAB: &str = "\
 ::respawn:/sbin/agent
@@ -32,7 +32,7 @@ exec /usr/bin/pika-guest serve
 /// How what Incus brings is started, by root, where there is no udev.
 pub(super) const START_INCUS_AGENT: &str = "\
 config=/run/incus_agent
-if ! [ -d $config ]; then
+if ! [ -x $config/incus-agent ]; then
     # There is no udev to make these, and they come one after the other.
     mkdir -p /dev/virtio-ports
     until grep -qs org.linuxcontainers.incus /sys/class/virtio-ports/*/name; do sleep 0.2; done
@@ -54,36 +54,26 @@ fn incus_agent() -> String {
 
 /// The folder of `vmlinux`, `initramfs.gz`, and the image as Incus imports it: `metadata.tar.gz` and `disk.qcow2`.
 pub(super) fn provide(busybox: &Path, guest: &Guest) -> Result<PathBuf> {
-    let name = format!("inner-{:016x}", digest(guest)?);
-    remove_old("inner-", &name);
-    let kept = folder().join(&name);
-    if kept.exists() {
-        return Ok(kept);
-    }
-    say::step("Make what the VMs inside boot");
-    let scratch = folder().join(format!("scratch-inner-{}", std::process::id()));
-    let whole = scratch.join("whole");
-    fs::create_dir_all(&whole).tried(format!("make {}", whole.display()))?;
-    unpack_kernel(&guest.kernel.image, &scratch, &whole.join("vmlinux"))?;
-    // The kernel unpacks one after the other.
-    let mut archive = fs::read(&guest.initramfs).tried(format!("read {}", guest.initramfs.display()))?;
-    let more = more(&scratch, busybox, guest)?;
-    archive.extend(fs::read(&more).tried(format!("read {}", more.display()))?);
-    let initramfs = whole.join("initramfs.gz");
-    fs::write(&initramfs, archive).tried(format!("write {}", initramfs.display()))?;
-    image::write(&scratch.join("metadata.yaml"), 0o644, &image::metadata("a VM of the tests of pika-cloud"))?;
+    kept("inner", &digest(guest)?, "Make what the VMs inside boot", |scratch, whole| {
+        unpack_kernel(&guest.kernel.image, scratch, &whole.join("vmlinux"))?;
+        // The kernel unpacks one after the other.
+        let mut archive = fs::read(&guest.initramfs).tried(format!("read {}", guest.initramfs.display()))?;
+        let more = more(scratch, busybox, guest)?;
+        archive.extend(fs::read(&more).tried(format!("read {}", more.display()))?);
+        let initramfs = whole.join("initramfs.gz");
+        fs::write(&initramfs, archive).tried(format!("write {}", initramfs.display()))?;
+        pack_metadata(scratch, "a VM of the tests of pika-cloud", &whole.join("metadata.tar.gz"))?;
+        let mut disk = Command::new("qemu-img");
+        disk.args(["create", "-q", "-f", "qcow2"]).arg(whole.join("disk.qcow2")).arg("1M");
+        run::captured(&mut disk).map(drop)
+    })
+}
+
+/// Packs what Incus wants to know of an image whose disk is a file of its own.
+pub(super) fn pack_metadata(scratch: &Path, description: &str, to: &Path) -> Result<()> {
+    image::write(&scratch.join("metadata.yaml"), 0o644, &image::metadata(description))?;
     let mut tar = Command::new("tar");
-    tar.arg("-C").arg(&scratch).arg("-czf").arg(whole.join("metadata.tar.gz"));
-    run::captured(tar.arg("metadata.yaml"))?;
-    let mut disk = Command::new("qemu-img");
-    run::captured(disk.args(["create", "-q", "-f", "qcow2"]).arg(whole.join("disk.qcow2")).arg("1M"))?;
-    if let Err(error) = fs::rename(&whole, &kept)
-        && !kept.exists()
-    {
-        return Err(error).tried(format!("make {}", kept.display()));
-    }
-    fs::remove_dir_all(&scratch).tried(format!("remove {}", scratch.display()))?;
-    Ok(kept)
+    run::captured(tar.arg("-C").arg(scratch).arg("-czf").arg(to).arg("metadata.yaml")).map(drop)
 }
 
 fn digest(guest: &Guest) -> Result<u64> {

@@ -4,16 +4,14 @@
 //! its `run`, and powers off. Nothing in it changes from run to run (QEMU writes to a copy that it throws away), so the disk is
 //! made once for each recipe, which this file is.
 
-use std::collections::hash_map::DefaultHasher;
 use std::fs;
-use std::hash::{Hash, Hasher};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use super::super::{folder, remove_old};
+use super::super::kept;
 use crate::debian::{self, own_entry};
 use crate::failure::{Failure, Result, Tried};
-use crate::{image, place, run, say};
+use crate::{image, place, run};
 
 const SUITE: &str = "trixie";
 
@@ -69,28 +67,11 @@ pub(super) struct Outer {
 
 /// The disk that is kept for this recipe, or else a new one.
 pub(super) fn provide() -> Result<Outer> {
-    let mut recipe = DefaultHasher::new();
-    (SUITE, PACKAGES, DISK_SIZE, INIT).hash(&mut recipe);
-    let name = format!("outer-{:016x}", recipe.finish());
-    remove_old("outer-", &name);
-    let kept = folder().join(&name);
-    let outer = Outer { kernel: kept.join("vmlinuz"), disk: kept.join("root.img") };
-    if outer.disk.exists() {
-        return Ok(outer);
-    }
-    say::step("Make the outer guest's disk, with Debian's Incus and QEMU (minutes)");
-    let scratch = folder().join(format!("scratch-outer-{}", std::process::id()));
-    let whole = scratch.join("whole");
-    fs::create_dir_all(&whole).tried(format!("make {}", whole.display()))?;
-    let made = bootstrap(&scratch).and_then(|root| pack(&root, &whole));
-    if made.is_ok()
-        && let Err(error) = fs::rename(&whole, &kept)
-        && !outer.disk.exists()
-    {
-        return Err(error).tried(format!("make {}", kept.display()));
-    }
-    fs::remove_dir_all(&scratch).tried(format!("remove {}", scratch.display()))?;
-    made.map(|()| outer)
+    let step = "Make the outer guest's disk, with Debian's Incus and QEMU (minutes)";
+    let kept = kept("outer", &(SUITE, PACKAGES, DISK_SIZE, INIT), step, |scratch, whole| {
+        bootstrap(scratch).and_then(|root| pack(&root, whole))
+    })?;
+    Ok(Outer { kernel: kept.join("vmlinuz"), disk: kept.join("root.img") })
 }
 
 /// Installs the packages into a folder.
