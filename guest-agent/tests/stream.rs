@@ -553,6 +553,21 @@ fn something_odd_takes_the_place_of_a_file() {
     assert!(notice["reason"].as_str().unwrap().contains("is a FIFO"), "{notice}");
 }
 
+/// Nothing that could be watched says so where nobody writes into it any more.
+#[test]
+fn a_folder_that_is_removed_ends_the_session() {
+    let guest = Guest::new();
+    guest.ok(&["ready"]);
+    let mut stream = guest.owner();
+    stream.find_event("ready");
+    std::fs::remove_dir_all(guest.root()).unwrap();
+    let error = stream.find_error();
+    assert_eq!(error["code"], "ledger", "{error}");
+    assert!(error["message"].as_str().unwrap().contains("was removed"), "{error}");
+    guest.ok(&["ready"]);
+    guest.owner().find_event("ready");
+}
+
 #[test]
 fn an_earlier_stream_is_served_to_its_end() {
     let guest = Guest::new();

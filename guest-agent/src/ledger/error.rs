@@ -30,6 +30,12 @@ pub enum LedgerError {
         /// What belongs there.
         expected: &'static str,
     },
+    /// A folder of the contract was removed while it was in use.
+    #[error("{} was removed while it was in use: what it had is lost, and a new stream begins", path.display())]
+    Removed {
+        /// Which.
+        path: PathBuf,
+    },
     /// Another writer held the lock all the time.
     #[error("{} was locked by another writer for {} s: end that process, or try again", path.display(), LOCK_TIMEOUT.as_secs())]
     LockBusy {

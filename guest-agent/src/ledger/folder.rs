@@ -204,6 +204,15 @@ impl Folder {
         write_all(&fd, content).map(|()| fd)
     }
 
+    /// Fails where the folder was removed since it was opened.
+    pub fn check_there(&self) -> Result<(), LedgerError> {
+        match fs::fstat(&self.fd) {
+            Ok(stat) if stat.st_nlink == 0 => Err(LedgerError::Removed { path: self.path.clone() }),
+            Ok(_) => Ok(()),
+            Err(errno) => Err(LedgerError::io("look at", &self.path)(errno)),
+        }
+    }
+
     /// Removes the file `name` if it is there.
     pub fn remove_file(&self, name: &str) -> Result<(), LedgerError> {
         match fs::unlinkat(&self.fd, name, AtFlags::empty()) {

@@ -152,9 +152,8 @@ impl Files {
                 GuestMessage::Heartbeat(beat).write(out);
                 self.children.retain_mut(|child| matches!(child.try_wait(), Ok(None)));
                 open.settle_unsupervised();
-                // What is mounted over the file makes no event that could be watched.
                 if !open.previous {
-                    open.folder.open_file(paths::EVENTS, OFlags::RDONLY).map_err(|error| broken(&error))?;
+                    open.check_place().map_err(|error| broken(&error))?;
                 }
                 open.trim();
                 Ok(Done::Nothing)
@@ -326,6 +325,13 @@ impl Open {
             _ => root(),
         };
         find().map_err(|error| broken(&error))
+    }
+
+    /// What is mounted over the event file makes no event that could be watched, nor does the end of the folder itself: an open
+    /// one stays, out of everybody's reach, with nothing more to come.
+    fn check_place(&self) -> Result<(), LedgerError> {
+        self.folder.check_there()?;
+        self.folder.open_file(paths::EVENTS, OFlags::RDONLY).map(|_| ())
     }
 
     /// Ends a run whose supervisor died so early that nobody could watch it. Best effort: the next heartbeat tries again.

@@ -98,7 +98,8 @@ fn ledger_code(error: &LedgerError) -> u8 {
         LedgerError::Io { .. }
         | LedgerError::Misplaced { .. }
         | LedgerError::Partial { .. }
-        | LedgerError::NotDerived { .. } => EX_IOERR,
+        | LedgerError::NotDerived { .. }
+        | LedgerError::Removed { .. } => EX_IOERR,
         LedgerError::LockBusy { .. }
         | LedgerError::Capped { .. }
         | LedgerError::NoRoom { .. }
