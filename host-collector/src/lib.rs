@@ -30,6 +30,31 @@
 //! # Ok(())
 //! # }
 //! ```
+//!
+//! An image with the agent in it, made of one without ([`bake`]):
+//!
+//! ```no_run
+//! # use pika_host_collector::Cloud;
+//! use pika_host_collector::bake::{Bake, BakeProgress};
+//!
+//! # async fn example(cloud: &Cloud) -> Result<(), Box<dyn std::error::Error>> {
+//! let mut order = Bake::new("debian", "ci-debian");
+//! order.files.push("tool:/usr/local/bin/tool".parse()?);
+//! order.provision = Some("provision.sh".into());
+//! let mut tell = |progress: BakeProgress<'_>| {
+//!     if let BakeProgress::Step(what) = progress {
+//!         println!("{what}");
+//!     }
+//! };
+//! let (_cancel, wish) = tokio::sync::watch::channel(false);
+//! let baked = cloud.bake(&order, &mut tell, wish).await?;
+//! println!("ci-debian is {}", baked.fingerprint);
+//! for stale in cloud.stale_images().await? {
+//!     println!("{}: {}", stale.alias, stale.staleness);
+//! }
+//! # Ok(())
+//! # }
+//! ```
 
 mod agent_binary;
 mod artifacts;

@@ -102,8 +102,9 @@ async fn image(client: &Client, spec: &RuntimeSpec) -> Result<Image, Error> {
             name: alias.clone(),
             project: project.clone(),
             way_out:
-                "import one (incus image import FILE --alias NAME), or correct incus.image_alias; `incus image list` \
-                      shows those that are"
+                "copy one (incus image copy images:debian/12 local: --alias NAME), import one (incus image import FILE --alias \
+                 NAME), or bake one (pika-cloud bake --from BASE --to NAME); or correct incus.image_alias: `incus image list` \
+                 shows those that are"
                     .to_owned(),
         });
     };

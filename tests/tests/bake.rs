@@ -84,13 +84,17 @@ fn a_rebake_replaces_an_image_of_ours_that_nothing_uses() {
     assert!(!is_there(&first));
     stage.check_baked(1);
 
-    // With another name it stays.
+    // With another alias it stays for as long as it has that.
     let (second, other) = (fingerprint(), stage.alias("other"));
     let body = json!({ "name": other.alias, "target": second });
     Incus.change("POST", "/1.0/images/aliases", Some(&body)).unwrap();
-    stage.bake(BARE_IMAGE, &image.alias, &[]).expect(0);
+    stage.bake(BARE_IMAGE, &image.alias, &[]).expect(0).saying(&["kept image", "another alias", &other.alias]);
+    stage.call(&["reconcile"]).expect(0);
     assert_eq!(image_of(&other.alias).unwrap().fingerprint, second);
-    stage.check_baked(2);
+    Incus.change("DELETE", &format!("/1.0/images/aliases/{}", other.alias), None).unwrap();
+    stage.call(&["reconcile"]).expect(0);
+    assert!(!is_there(&second));
+    stage.check_baked(1);
 
     // An instance that was made from it keeps it for as long as it is there.
     let (third, spec) = (fingerprint(), stage.spec("true"));
@@ -103,11 +107,11 @@ fn a_rebake_replaces_an_image_of_ours_that_nothing_uses() {
     Incus.delete(&spec.instance);
     stage.call(&["reconcile"]).expect(0);
     assert!(!is_there(&third));
-    stage.check_baked(2);
+    stage.check_baked(1);
 
     // One of another state dir, and one that nobody baked, are not ours to delete.
     let (fourth, elsewhere) = (fingerprint(), Stage::new("rebake-elsewhere"));
-    elsewhere.bake(BARE_IMAGE, &image.alias, &[]).expect(0);
+    elsewhere.bake(BARE_IMAGE, &image.alias, &[]).expect(0).saying(&["kept image", "not baked from this state dir"]);
     assert!(is_there(&fourth));
     let foreign = Image::bare(|_| {});
     let foreign_fingerprint = image_of(&foreign.alias).unwrap().fingerprint;
@@ -186,6 +190,9 @@ fn busybox_init(root: &Path) {
 fn the_init_of_busybox_serves() {
     let stage = Stage::new("busybox");
     let (base, image) = (Image::bare(busybox_init), stage.alias("ci"));
+    let silent = script(&stage, "sed -i /pika-guest/d /etc/inittab");
+    let refused = stage.bake(&base.alias, &image.alias, &["--provision", &silent]).expect(125);
+    refused.saying(&["no longer starts pika-guest"]);
     stage.bake(&base.alias, &image.alias, &[]).expect(0).saying(&["busybox's init"]);
     let spec =
         spec_of(&stage, &image, "pika-guest ready; exit 4").with("policies.retention_policy", "keep_until_stopped");
@@ -207,6 +214,9 @@ fn the_init_of_busybox_serves() {
 fn a_debian_with_openrc_serves() {
     let stage = Stage::new("openrc");
     let image = stage.alias("rc");
+    let silent = script(&stage, "rc-update del pika-guest default");
+    let refused = stage.bake(openrc_image(), &image.alias, &["--provision", &silent]).expect(125);
+    refused.saying(&["no longer in the runlevel"]);
     stage.bake(openrc_image(), &image.alias, &[]).expect(0).saying(&["OpenRC"]);
     let spec = spec_of(&stage, &image, "pika-guest ready; exit 4");
     let spec = spec.as_root().with("policies.retention_policy", "keep_until_stopped");
@@ -235,6 +245,13 @@ fn a_debian_with_systemd_serves_and_its_services_report() {
     let image = stage.alias("deb");
     fs::write(stage.more("app.service"), APP).unwrap();
     let file = format!("{}:/etc/systemd/system/app.service", stage.more("app.service").display());
+    for (harm, told) in [
+        ("systemctl disable pika-guest-supervise.socket", "no longer enabled"),
+        ("echo '# more' >>/etc/systemd/system/pika-guest.service", "pika-guest.service is not as it was"),
+    ] {
+        let harm = script(&stage, harm);
+        stage.bake(debian_image(), &image.alias, &["--provision", &harm]).expect(125).saying(&[told]);
+    }
     let provision = script(&stage, "set -e\nuseradd --system app\ntest -z \"$(systemctl --failed --no-legend)\"\n");
     let began = std::time::Instant::now();
     stage
@@ -286,6 +303,8 @@ fn what_cannot_be_baked_leaves_nothing() {
         .saying(&["--file", "cannot be read"]);
     bake(BARE_IMAGE, &image.alias, &["--file", &format!("{}:/run/x", more("file"))])
         .saying(&["/run", "not part of an image"]);
+    bake(BARE_IMAGE, &image.alias, &["--file", &format!("{}:/usr/bin/pika-guest", more("file"))])
+        .saying(&["pika-guest's own"]);
     bake(BARE_IMAGE, &image.alias, &["--file", "nonsense"]).saying(&["SRC:DEST"]);
     bake(BARE_IMAGE, &image.alias, &["--provision", &more("absent")]).saying(&["--provision", "absent"]);
     let other = Running::start(
@@ -304,6 +323,15 @@ fn what_cannot_be_baked_leaves_nothing() {
         .saying(&["not done after 2 s", "--timeout"]);
     let quiet = script(&stage, "exec >/dev/null 2>&1; sleep 3; exit 7");
     bake(BARE_IMAGE, &image.alias, &["--provision", &quiet]).saying(&["exit code 7"]);
+    for (harm, told) in [
+        ("cp /bin/busybox /usr/bin/pika-guest", "/usr/bin/pika-guest does not run"),
+        ("rm /usr/bin/pika-guest", "/usr/bin/pika-guest"),
+        ("echo >>/usr/bin/pika-guest", "is another program"),
+    ] {
+        let harm = script(&stage, harm);
+        let refused = bake(BARE_IMAGE, &image.alias, &["--provision", &harm]);
+        refused.saying(&["changed what was put in for pika-guest", told]);
+    }
     let stops = script(&stage, "kill -PWR 1; sleep 1000");
     bake(BARE_IMAGE, &image.alias, &["--provision", &stops]).saying(&["provision.sh"]);
     let without_shell = Image::bare(|root| {
@@ -329,6 +357,10 @@ fn doctor_and_run_tell_images_that_should_be_baked_anew() {
         text.lines().skip_while(|line| !line.contains(&image.alias)).take(2).map(str::to_owned).collect()
     };
     assert_eq!(about(&doctor(0, &agent)), Vec::<String>::new());
+    // By whatever alias a spec names it.
+    let other = stage.alias("a-second");
+    let body = json!({ "name": other.alias, "target": image_of(&image.alias).unwrap().fingerprint });
+    Incus.change("POST", "/1.0/images/aliases", Some(&body)).unwrap();
 
     // Its base moved on, and the host has another agent by now.
     let newer = Image::bare(|_| {});
@@ -348,6 +380,11 @@ fn doctor_and_run_tell_images_that_should_be_baked_anew() {
     let mend = format!("pika-cloud bake --from {} --to {}", base.alias, image.alias);
     assert!(about(&said)[0].starts_with("stale ") && about(&said)[1].contains(&mend), "{said}");
     assert!(said.contains("is another one than this host's own") && said.contains(&target[..12]), "{said}");
+    assert!(said.contains(&format!("image `{}`", other.alias)), "{said}");
+    let rows = stage.call(&["doctor", "--json", "--agent", other_agent.to_str().unwrap()]).expect(0).stdout;
+    let rows: Vec<Value> = rows.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let is_told = |row: &Value| row["finding"] == "stale" && row["mend"].as_str().unwrap().contains(&mend);
+    assert!(rows.iter().any(is_told), "{rows:?}");
     let spec = spec_of(&stage, &image, "exit 3");
     stage.start_with(&spec, &["--agent", &agent]).finish().expect(3).saying(&["it was baked from", &mend]);
     point(&old_base);

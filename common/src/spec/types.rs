@@ -38,7 +38,7 @@ pub struct RuntimeSpec {
     /// What happens when it ends.
     #[serde(skip_serializing_if = "is_default")]
     pub policies: Policies,
-    /// The workload, run by `/bin/sh -c`. Where absent, the image starts its workload by itself.
+    /// The workload, run by `/bin/sh -c`. Required: images that start their own workload are not implemented yet.
     #[serde(skip_serializing_if = "is_default")]
     pub entry_command: Option<String>,
     /// What the workload finds when it starts.

@@ -8,6 +8,7 @@ use pika_cloud_common::wire::PROTOCOL;
 use tokio::fs::File;
 use tokio::sync::watch;
 
+use super::command::is_plain;
 use super::error::BakeError;
 use super::guest::{Builder, FILE_LIMIT, NotUp, Provisioned, STEP_LIMIT};
 use super::install::{AGENT_PATH, MAKE_GROUP, SCRIPT_PATH, SETTLE_SYSTEMD};
@@ -22,7 +23,7 @@ use super::{
 use crate::agent_binary::AgentBinary;
 use crate::cloud::{Cloud, wished};
 use crate::incus::{BuilderLabels, Client, Error, Image, InstanceState, PUBLISH_LIMIT, builder_request};
-use crate::transport::{AgentVersion, put_agent};
+use crate::transport::{AgentVersion, agent_version, put_agent};
 
 /// How long a builder may take to come up.
 const CONTAINER_UP: Duration = Duration::from_secs(60);
@@ -48,10 +49,15 @@ impl Cloud {
     /// in it, and for what is left after a crash.
     ///
     /// The alias is moved last. Whatever fails before, and `cancel` turning true, leave it as it was, and nothing else behind:
-    /// also this returns only when that is so, or says what is left. Dropping the future is as good as a crash.
+    /// also this returns only when that is so, or says what is left ([`BakeError::Left`]). It waits for that up to five minutes,
+    /// where Incus is still making or publishing something; dropping the future leaves at once, and is as good as a crash.
+    /// Once the alias is being moved, `cancel` is no longer looked at.
+    ///
+    /// Several bakes at once do not disturb each other. Of two of one alias, each is whole, and the last to end has it.
     ///
     /// # Errors
-    /// Where the order cannot be carried out, the provisioning script fails, or Incus does.
+    /// Where the order cannot be carried out, the provisioning script fails, Incus does, or it was cancelled
+    /// ([`BakeError::is_interrupted`]).
     pub async fn bake(
         &self,
         order: &Bake,
@@ -81,7 +87,9 @@ impl Cloud {
         let baked = match made {
             Ok(made) => {
                 tell(BakeProgress::Step(&format!("pointing {} to {}", order.to, short(&made.fingerprint))));
-                swap(self.incus(), &mut held, &made.fingerprint).await.map(|()| made)
+                let swapped = swap(self.incus(), &mut held, &made.fingerprint).await;
+                swapped
+                    .map(|foreign| Baked { kept: foreign.as_deref().map(foreign_words).into_iter().collect(), ..made })
             }
             Err(error) => Err(error),
         };
@@ -119,12 +127,7 @@ impl Cloud {
             from_profiles.extend(profile.config.into_keys());
         }
         let Some(base) = client.image(project, &order.from).await.map_err(looking())? else {
-            let from = &order.from;
-            let way_out = format!(
-                "copy one (incus image copy images:debian/12 local: --alias {from}), or import one (incus image import FILE \
-                 --alias {from}); `incus image list` shows those that are"
-            );
-            return Err(missing("image", from, project, way_out));
+            return Err(missing("image", &order.from, project, way_to_base(&order.from)));
         };
         if base.kind == "virtual-machine" && !server.environment.driver.contains("qemu") {
             return Err(BakeError::NoMachines { from: order.from.clone() });
@@ -142,6 +145,28 @@ impl Cloud {
     }
 }
 
+/// How to come by an image of that alias, or by an alias of what is no name of one.
+fn way_to_base(from: &str) -> String {
+    let is_plain = is_plain(from);
+    let is_fingerprint = (12..=64).contains(&from.len()) && from.bytes().all(|byte| byte.is_ascii_hexdigit());
+    let how = match from.split_once(':') {
+        Some(_) if is_plain => {
+            format!("it has to be an alias of this Incus: copy it (incus image copy {from} local: --alias NAME)")
+        }
+        None if is_fingerprint => {
+            format!("where it is a fingerprint, give it an alias first (incus image alias create NAME {from})")
+        }
+        _ => {
+            let name = if is_plain { from } else { "NAME" };
+            format!(
+                "copy one (incus image copy images:debian/12 local: --alias {name}), or import one (incus image import FILE --alias \
+                 {name})"
+            )
+        }
+    };
+    format!("{how}; `incus image list` shows those that are")
+}
+
 fn missing(what: &'static str, name: &str, project: &str, way_out: String) -> BakeError {
     BakeError::Missing { what, name: name.to_owned(), project: project.to_owned(), way_out }
 }
@@ -153,10 +178,19 @@ fn conclude(baked: Result<Baked, BakeError>, tidied: Result<Tidied, TidyError>) 
         Err(error) => (Vec::new(), Vec::new(), Some(error.to_string())),
     };
     match (baked, left) {
-        (Ok(baked), left) => Ok(Baked { deleted, kept: kept.into_iter().chain(left).collect(), ..baked }),
+        (Ok(mut baked), left) => {
+            baked.deleted = deleted;
+            baked.kept.extend(kept.into_iter().chain(left));
+            Ok(baked)
+        }
         (Err(why), Some(left)) => Err(BakeError::Left { why: Box::new(why), left }),
         (Err(why), None) => Err(why),
     }
+}
+
+/// What is said of an image that had the alias and is not ours to delete.
+fn foreign_words(fingerprint: &str) -> String {
+    format!("image {}: it was not baked from this state dir", short(fingerprint))
 }
 
 /// How long a bake may take at most.
@@ -199,6 +233,7 @@ impl Baking<'_> {
         tell(BakeProgress::Step(&format!("putting in pika-guest, started by {}", init.name())));
         let version = self.install(&builder, init).await?;
         self.provide(&builder, tell).await?;
+        self.check_agent(&builder, init).await?;
         tell(BakeProgress::Step("cleaning and stopping the builder"));
         builder.script("cleaning", init.clean()).await?;
         self.stop(&builder, init).await?;
@@ -302,6 +337,28 @@ impl Baking<'_> {
         }
     }
 
+    /// That the order's own files and script left the agent as it was put in: what the image's properties say of it must hold.
+    async fn check_agent(&self, builder: &Builder<'_>, init: Init) -> Result<(), BakeError> {
+        let Builder { client, project, name } = *builder;
+        let changed = |problem: String| Err(BakeError::AgentChanged { problem });
+        match agent_version(client, project, name, AGENT_PATH).await {
+            Ok(version) if version.digest() == Some(self.agent.digest) => {}
+            Ok(_) => return changed(format!("{AGENT_PATH} is another program")),
+            Err(error) => return changed(error.to_string()),
+        }
+        for file in init.lasting_files() {
+            if builder.get(file.path, file.text.len()).await.as_deref() != Some(file.text.as_bytes()) {
+                return changed(format!("{} is not as it was", file.path));
+            }
+        }
+        let Some(script) = init.check() else { return Ok(()) };
+        let said = builder.script("looking whether pika-guest is started", script).await?;
+        match String::from_utf8_lossy(&said).lines().next() {
+            Some(problem) => changed(problem.chars().filter(|c| !c.is_control()).collect()),
+            None => Ok(()),
+        }
+    }
+
     /// Publishing refuses what runs. What does not end when it is asked to is stopped; all that is ours is on its disk.
     async fn stop(&self, builder: &Builder<'_>, init: Init) -> Result<(), BakeError> {
         let Builder { client, project, name } = *builder;
@@ -372,6 +429,24 @@ impl Baking<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn who_names_no_alias_is_told_how_to_come_by_one() {
+        let names = |from: &str, words: &str| assert!(way_to_base(from).contains(words), "{}", way_to_base(from));
+        names("debian", "images:debian/12 local: --alias debian)");
+        names("images:alpine/3.20", "incus image copy images:alpine/3.20 local: --alias NAME");
+        names("0123456789ab", "incus image alias create NAME 0123456789ab");
+        names("x; id", "--alias NAME)");
+    }
+
+    /// What is left does not hide why there is no image.
+    #[test]
+    fn an_interrupted_bake_is_one_whatever_is_left_of_it() {
+        let left = Ok(Tidied { unfinished: Some("Incus is still publishing"), ..Tidied::default() });
+        let error = conclude(Err(BakeError::Interrupted), left).unwrap_err();
+        assert!(error.is_interrupted() && error.to_string().contains("pika-cloud reconcile"), "{error}");
+        assert!(!BakeError::Vanished.is_interrupted());
+    }
 
     /// From then on others take its builder for one that nobody bakes in.
     #[test]

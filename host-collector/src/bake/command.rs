@@ -14,7 +14,7 @@ pub(crate) fn bake_command(from: Option<&str>, to: &str, project: &str) -> Strin
 }
 
 /// Whether a shell takes it for one word, and `bake` for no option.
-fn is_plain(text: &str) -> bool {
+pub(super) fn is_plain(text: &str) -> bool {
     let is_plain = |c: char| c.is_ascii_alphanumeric() || "-_./:+".contains(c);
     (1..=256).contains(&text.len()) && !text.starts_with('-') && text.chars().all(is_plain)
 }

@@ -193,6 +193,15 @@ pub enum BakeError {
         /// How long it had.
         after: Duration,
     },
+    /// Its own files or script did something to the agent.
+    #[error(
+        "the files or the provisioning script changed what was put in for pika-guest: {problem}: nothing is baked; leave its files \
+         as they are, what a unit of it is to do beside, a drop-in says"
+    )]
+    AgentChanged {
+        /// What is no longer as it was.
+        problem: String,
+    },
     /// It was published, and is not there.
     #[error("the image was published, and Incus has none of this bake: was it deleted? Bake again")]
     Vanished,
@@ -218,6 +227,7 @@ pub enum BakeError {
     #[error("{why}; what was made for it is still there ({left}): `pika-cloud reconcile` removes it")]
     Left {
         /// Why nothing was baked.
+        #[source]
         why: Box<BakeError>,
         /// What is left, and why.
         left: String,
@@ -225,6 +235,15 @@ pub enum BakeError {
 }
 
 impl BakeError {
+    /// Whether it was ended on request, and nothing else went wrong but maybe the removing.
+    pub fn is_interrupted(&self) -> bool {
+        match self {
+            Self::Interrupted => true,
+            Self::Left { why, .. } => why.is_interrupted(),
+            _ => false,
+        }
+    }
+
     /// An answer of Incus to something that was tried.
     pub(super) fn incus(doing: &'static str) -> impl FnOnce(incus::Error) -> Self {
         move |source| Self::Incus { doing, source }

@@ -1,6 +1,7 @@
 //! Whether the agent in an image is one that this host can talk to, and the one that a bake would put in today, by
 //! what the image's properties say.
 
+use std::collections::BTreeSet;
 use std::fmt;
 
 use pika_cloud_common::document::SCHEMA_VERSION;
@@ -10,11 +11,14 @@ use super::{
     PROPERTY_AGENT_DIGEST, PROPERTY_AGENT_VERSION, PROPERTY_BAKE, PROPERTY_BASE_ALIAS, PROPERTY_BASE_FINGERPRINT,
     PROPERTY_PROTOCOL, PROPERTY_SCHEMA_VERSION, bake_command, digest_text,
 };
+use crate::agent_binary::AgentError;
 use crate::cloud::Cloud;
-use crate::incus::{Error, Image};
+use crate::error::Error;
+use crate::incus::{self, Image};
 
 /// What is wrong with the agent in a baked image.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Staleness {
     /// It speaks another protocol, or writes other documents: no session will come about.
     OtherContract {
@@ -73,48 +77,77 @@ impl fmt::Display for Staleness {
     }
 }
 
-/// A baked image whose agent, or base, is not what it could be.
+/// An alias of a baked image whose agent, or base, is not what it could be.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct StaleImage {
-    /// Its project.
+    /// The project in which a bake finds the alias.
     pub project: String,
-    /// Its first alias, or its fingerprint where it has none.
-    pub name: String,
-    /// What is wrong with it.
+    /// The alias. An image with several is told once for each: each is a bake's to move.
+    pub alias: String,
+    /// What is wrong with the image.
     pub staleness: Staleness,
 }
 
 impl Cloud {
-    /// Every baked image with a name that this client may see and that should be baked anew.
+    /// Every alias that this client may see of a baked image that should be baked anew.
     ///
     /// # Errors
-    /// Where Incus does not answer.
+    /// Where Incus does not answer, or the host's own agent is there and cannot be used, so that nobody can tell whether an
+    /// image has the same. A host without one has nothing to compare with, and that is no error.
     pub async fn stale_images(&self) -> Result<Vec<StaleImage>, Error> {
+        let projects = self.incus().projects().await?;
+        let mut looked_at = BTreeSet::new();
         let mut stale = Vec::new();
-        for project in self.incus().projects().await? {
-            // A project that has none of its own is answered with those of `default`.
-            let images = self.incus().images(&project).await?.into_iter().filter(|image| image.project == project);
-            for image in images {
-                let Some(name) = image.aliases.first().map(|alias| alias.name.clone()) else { continue };
-                let found = self.staleness(&project, &image).await?;
-                stale.extend(found.into_iter().map(|staleness| StaleImage {
+        for asked in &projects {
+            for image in self.incus().images(asked).await? {
+                // A project that has none of its own is answered with those of `default`, which maybe cannot be seen itself.
+                let project = if projects.contains(&image.project) { &image.project } else { asked };
+                if !looked_at.insert((project.clone(), image.fingerprint.clone())) {
+                    continue;
+                }
+                if !is_baked(&image) {
+                    continue;
+                }
+                let own = self.own_digest(&image.architecture).await.map_err(Error::HostAgent)?;
+                let found = self.staleness(project, &image, own.as_deref()).await?;
+                let each = image.aliases.iter().flat_map(|alias| found.iter().map(move |staleness| (alias, staleness)));
+                stale.extend(each.map(|(alias, staleness)| StaleImage {
                     project: project.clone(),
-                    name: name.clone(),
-                    staleness,
+                    alias: alias.name.clone(),
+                    staleness: staleness.clone(),
                 }));
             }
         }
         Ok(stale)
     }
 
-    /// What is wrong with the agent in an image, beginning with the worst.
-    pub(crate) async fn staleness(&self, project: &str, image: &Image) -> Result<Vec<Staleness>, Error> {
-        let Some(base) = image.properties.get(PROPERTY_BASE_ALIAS) else { return Ok(Vec::new()) };
-        let base_now = self.incus().alias(project, base).await?.map(|alias| alias.target);
-        // Where the host has none of its own, the image's is as good as any.
-        let own = self.agent().fetch(&image.architecture).await.ok().map(|agent| digest_text(agent.digest));
-        Ok(judge(image, base_now.as_deref(), own.as_deref()))
+    /// The digest of the host's own agent, where it has one for that architecture.
+    pub(crate) async fn own_digest(&self, architecture: &str) -> Result<Option<String>, AgentError> {
+        match self.agent().fetch(architecture).await {
+            Ok(agent) => Ok(Some(digest_text(agent.digest))),
+            Err(AgentError::Absent { .. } | AgentError::Architecture { .. }) => Ok(None),
+            Err(error) => Err(error),
+        }
     }
+
+    /// What is wrong with the agent in an image, beginning with the worst; `own` is the digest of the host's.
+    pub(crate) async fn staleness(
+        &self,
+        project: &str,
+        image: &Image,
+        own: Option<&str>,
+    ) -> Result<Vec<Staleness>, incus::Error> {
+        let Some(base) = image.properties.get(PROPERTY_BASE_ALIAS).filter(|_| is_baked(image)) else {
+            return Ok(Vec::new());
+        };
+        let base_now = self.incus().alias(project, base).await?.map(|alias| alias.target);
+        Ok(judge(image, base_now.as_deref(), own))
+    }
+}
+
+fn is_baked(image: &Image) -> bool {
+    image.properties.contains_key(PROPERTY_BAKE)
 }
 
 /// Judges a baked image; nothing is found in one that was not baked. `base_now` is the fingerprint that its base alias points to,
@@ -122,7 +155,7 @@ impl Cloud {
 fn judge(image: &Image, base_now: Option<&str>, own_digest: Option<&str>) -> Vec<Staleness> {
     let get = |key: &str| image.properties.get(key).cloned().unwrap_or_default();
     let mut found = Vec::new();
-    if !image.properties.contains_key(PROPERTY_BAKE) {
+    if !is_baked(image) {
         return found;
     }
     let base = get(PROPERTY_BASE_ALIAS);

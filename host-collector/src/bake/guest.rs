@@ -89,6 +89,12 @@ impl Builder<'_> {
         succeeded(&format!("putting {path}"), self.run(&command, from, FILE_LIMIT).await).map(drop)
     }
 
+    /// The file at a path, where it can be read and has that many bytes.
+    pub(super) async fn get(&self, path: &str, bytes: usize) -> Option<Vec<u8>> {
+        let ran = self.run(&["/bin/cat", path], &[][..], STEP_LIMIT).await.ok()?;
+        (ran.code == Some(0) && ran.output.len() == bytes).then_some(ran.output)
+    }
+
     /// Tries a script until something can be run at all, or nothing ever will. Gives what it printed.
     pub(super) async fn first(&self, script: &str, limit: Duration) -> Result<Vec<u8>, NotUp> {
         let deadline = Instant::now() + limit;

@@ -111,6 +111,27 @@ echo "$state"
 "#
 );
 
+/// These say, a line each, why the agent would not be started any more; nothing where it would.
+const CHECK_SYSTEMD: &str = script!(
+    r#"
+for unit in pika-guest.service pika-guest-supervise.socket; do
+    systemctl is-enabled --quiet $unit || echo "$unit is no longer enabled"
+done
+"#
+);
+
+const CHECK_OPENRC: &str = script!(
+    r#"
+rc-update show default | grep -q "^ *pika-guest " || echo "pika-guest is no longer in the runlevel default"
+"#
+);
+
+const CHECK_BUSYBOX: &str = script!(
+    r#"
+grep -q '^::respawn:/usr/bin/pika-guest serve ' /etc/inittab || echo "/etc/inittab no longer starts pika-guest"
+"#
+);
+
 /// What two instances of one image must not share, and what is ours and no part of the image. A seed is written by its service's
 /// stop, so that comes first.
 const CLEAN: &str = script!(
@@ -151,6 +172,28 @@ impl Init {
         }
     }
 
+    /// What is put in and stays as it is.
+    pub(super) fn lasting_files(self) -> &'static [GuestFile] {
+        // Its lines are in the inittab by then.
+        if self == Self::Busybox { &[] } else { self.files() }
+    }
+
+    /// Says what of that was undone since.
+    pub(super) fn check(self) -> Option<&'static str> {
+        match self {
+            Self::Systemd => Some(CHECK_SYSTEMD),
+            Self::OpenRc => Some(CHECK_OPENRC),
+            Self::Busybox => Some(CHECK_BUSYBOX),
+            Self::None => None,
+        }
+    }
+
+    /// Every path of a file of ours in an image of whatever kind.
+    pub(super) fn all_files() -> impl Iterator<Item = &'static str> {
+        let by_init = [Self::Systemd, Self::OpenRc, Self::Busybox, Self::None].into_iter().flat_map(Self::files);
+        by_init.map(|file| file.path).chain([AGENT_PATH])
+    }
+
     /// Removes what must not be in the image.
     pub(super) fn clean(self) -> &'static str {
         match self {
@@ -189,7 +232,7 @@ mod tests {
 
     #[test]
     fn every_script_is_one_for_sh() {
-        let scripts = ALL.iter().flat_map(|init| init.enable().into_iter().chain([init.clean()]));
+        let scripts = ALL.iter().flat_map(|init| init.enable().into_iter().chain(init.check()).chain([init.clean()]));
         for script in scripts.chain([MAKE_GROUP, SETTLE_SYSTEMD]) {
             let checked = Command::new("/bin/sh").args(["-n", "-c", script]).output().unwrap();
             assert!(checked.status.success(), "{script}: {checked:?}");

@@ -33,7 +33,7 @@
 //! | before the builder was there | the record; a create that goes on in Incus | waited for, then as below |
 //! | before it was published | the builder | deleted |
 //! | while it was published | the builder; an image that may come | builder deleted, Incus waited for, the image deleted if it has no alias |
-//! | after the alias was moved | the builder; the image that it had before | both deleted; an image only where it was baked from here, has no other alias, and no instance was made from it |
+//! | after the alias was moved | the builder; the image that it had before | both deleted; an image only where it was baked from here, and only once it has no other alias and no instance was made from it |
 //!
 //! A builder of another state dir is reported, and never touched.
 //!
@@ -106,6 +106,7 @@ pub(crate) fn digest_text(digest: Digest) -> String {
 
 /// What [`Cloud::bake`](crate::Cloud::bake) tells on its way.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum BakeProgress<'a> {
     /// What is done now.
     Step(&'a str),
@@ -115,6 +116,7 @@ pub enum BakeProgress<'a> {
 
 /// An image that was baked.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Baked {
     /// The id of its bake.
     pub bake: String,
@@ -130,6 +132,7 @@ pub struct Baked {
     pub agent_digest: String,
     /// Images that the alias had before, and that were deleted.
     pub deleted: Vec<String>,
-    /// What is kept of earlier ones or could not be removed, and why. `reconcile` goes on with that.
+    /// What of earlier ones stays, such as an image of somebody else's that the alias had, or could not be removed, and why.
+    /// `reconcile` goes on with what was baked from here.
     pub kept: Vec<String>,
 }

@@ -6,6 +6,7 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use super::error::BakeError;
+use super::probe::Init;
 
 /// How long a provisioning script may take unless it is said.
 const PROVISION_LIMIT: Duration = Duration::from_secs(3600);
@@ -65,7 +66,9 @@ impl Bake {
         let data = std::fs::metadata(script).map_err(|error| problem(error.to_string()))?;
         match (data.is_file(), data.len()) {
             (false, _) => Err(problem("it is no file".to_owned())),
-            (true, MAX_SCRIPT_BYTES..) => Err(problem(format!("it has more than {MAX_SCRIPT_BYTES} bytes"))),
+            (true, bytes) if bytes > MAX_SCRIPT_BYTES => {
+                Err(problem(format!("it has more than {MAX_SCRIPT_BYTES} bytes")))
+            }
             (true, _) => Ok(()),
         }
     }
@@ -127,6 +130,9 @@ impl BakeFile {
         if let Some(folder) = VOLATILE.iter().find(|folder| parts.first() == folder.get(1..).as_ref()) {
             return bad(format!("what lies below {folder} is not part of an image: name another destination"));
         }
+        if Init::all_files().any(|path| path == self.dest) {
+            return bad("that file is pika-guest's own: name another destination; what a unit of it is to do beside, a drop-in says".to_owned());
+        }
         match std::fs::metadata(&self.source) {
             Ok(data) if data.is_file() => Ok(()),
             Ok(_) => {
@@ -180,7 +186,17 @@ mod tests {
         assert_eq!(check(&|order| order.files.push(file(&source, "/etc/x"))), Ok(()));
         assert!(check(&|order| order.to = "base".into()).unwrap_err().contains("--to"));
         assert!(check(&|order| order.to = String::new()).is_err());
-        for dest in ["etc/x", "/etc/", "/etc/../x", "/etc//x", "/run/x", "/tmp/x", "/proc/x", "/etc/a\nb"] {
+        for dest in [
+            "etc/x",
+            "/etc/",
+            "/etc/../x",
+            "/etc//x",
+            "/run/x",
+            "/tmp/x",
+            "/proc/x",
+            "/etc/a\nb",
+            "/usr/bin/pika-guest",
+        ] {
             assert!(
                 check(&|order| order.files.push(file(&source, dest))).unwrap_err().contains("destination"),
                 "{dest}"
@@ -191,6 +207,17 @@ mod tests {
             assert!(check(&|order| order.provision = Some(source.clone())).unwrap_err().contains("--provision"));
         }
         assert_eq!(check(&|order| order.files.push(file(&source, "/running"))), Ok(()));
+    }
+
+    #[test]
+    fn a_script_may_have_as_much_as_is_said() {
+        let folder = tempfile::tempdir().unwrap();
+        let script = folder.path().join("script");
+        let order = Bake { provision: Some(script.clone()), ..Bake::new("base", "ci") };
+        for (bytes, is_good) in [(MAX_SCRIPT_BYTES, true), (MAX_SCRIPT_BYTES + 1, false)] {
+            std::fs::File::create(&script).unwrap().set_len(bytes).unwrap();
+            assert_eq!(order.check().is_ok(), is_good, "{bytes}");
+        }
     }
 
     #[test]

@@ -18,15 +18,15 @@ use crate::incus::{Client, Patched, backoff, jitter};
 /// How often the alias is read again after somebody changed it, or Incus gave no answer.
 const SWAPS: u32 = 10;
 
-/// Points the alias of a bake to its image.
-pub(super) async fn swap(client: &Client, held: &mut Held, fingerprint: &str) -> Result<(), BakeError> {
+/// Points the alias of a bake to its image. Gives the image whose place was taken, where that is not ours to delete.
+pub(super) async fn swap(client: &Client, held: &mut Held, fingerprint: &str) -> Result<Option<String>, BakeError> {
     held.swapping()?;
-    let mut unanswered = None;
+    let (mut unanswered, mut foreign) = (None, None);
     for attempt in 0..SWAPS {
-        match try_swap(client, held, fingerprint).await {
+        match try_swap(client, held, fingerprint, &mut foreign).await {
             Ok(true) => {
                 swapped(held);
-                return Ok(());
+                return Ok(foreign);
             }
             Ok(false) => {}
             Err(BakeError::Incus { doing, source }) if source.is_transient() => {
@@ -40,15 +40,20 @@ pub(super) async fn swap(client: &Client, held: &mut Held, fingerprint: &str) ->
     match client.alias(project, to).await {
         Ok(Some(alias)) if alias.target == fingerprint => {
             swapped(held);
-            Ok(())
+            Ok(foreign)
         }
         _ => Err(unanswered.unwrap_or(BakeError::AliasRaced { alias: to.clone() })),
     }
 }
 
 /// One conditional call. Whose place is taken was read, and written down, right before. `false` where the alias was changed
-/// meanwhile.
-async fn try_swap(client: &Client, held: &mut Held, fingerprint: &str) -> Result<bool, BakeError> {
+/// meanwhile. `foreign` becomes the image that has it, where that is not ours.
+async fn try_swap(
+    client: &Client,
+    held: &mut Held,
+    fingerprint: &str,
+    foreign: &mut Option<String>,
+) -> Result<bool, BakeError> {
     let (project, to) = (held.record().project.clone(), held.record().to.clone());
     let fail = || BakeError::incus("pointing the alias to the image");
     let Some(alias) = client.alias(&project, &to).await.map_err(fail())? else {
@@ -59,7 +64,9 @@ async fn try_swap(client: &Client, held: &mut Held, fingerprint: &str) -> Result
         return Ok(true);
     }
     let before = client.image_of(&project, &alias.target).await.map_err(fail())?;
-    if before.is_some_and(|before| held.images().has(&before)) {
+    let is_ours = before.as_ref().is_some_and(|before| held.images().has(before));
+    *foreign = before.filter(|_| !is_ours).map(|before| before.fingerprint);
+    if is_ours {
         held.replaces(&alias.target)?;
     }
     match client.move_alias(&project, &to, &alias, fingerprint).await {

@@ -55,10 +55,19 @@ enum Whose {
 struct Seen {
     fingerprint: String,
     whose: Whose,
-    /// Whether it has a name, or is there for everybody.
-    is_named: bool,
+    /// Its aliases.
+    aliases: Vec<String>,
+    /// It is there for everybody.
+    is_public: bool,
     /// Instances that were made from it.
     users: Vec<String>,
+}
+
+impl Seen {
+    /// Whether somebody gave it a name, or to everybody.
+    fn is_wanted(&self) -> bool {
+        !self.aliases.is_empty() || self.is_public
+    }
 }
 
 /// What Incus has and does.
@@ -108,9 +117,17 @@ fn plan_image(record: &Record, found: &Found, image: &Seen) -> Option<Step> {
     let fingerprint = image.fingerprint.clone();
     let is_own = image.whose == Whose::Own;
     match image {
-        // Whoever named it wants it; of another state dir, it is that one's to remove.
-        Seen { is_named: true, .. } | Seen { whose: Whose::Foreign, .. } => None,
+        // Of another state dir, it is that one's to remove.
+        Seen { whose: Whose::Foreign, .. } => None,
         Seen { .. } if is_own && (found.publishing || record.swapped) => None,
+        // Whoever named it wants it.
+        Seen { whose: Whose::Own | Whose::Unclear, .. } if image.is_wanted() => None,
+        // It never lost its place.
+        Seen { aliases, .. } if aliases.contains(&record.to) => None,
+        Seen { aliases, .. } if !aliases.is_empty() => {
+            Some(Step::Keep { fingerprint, why: format!("it has another alias: {}", aliases.join(", ")) })
+        }
+        Seen { is_public: true, .. } => Some(Step::Keep { fingerprint, why: "it is public".to_owned() }),
         Seen { whose: Whose::Unclear, .. } => {
             let why = "it is one of several that say they are of this bake: what nobody needs of them has to be deleted by hand";
             Some(Step::Keep { fingerprint, why: why.to_owned() })
@@ -161,7 +178,7 @@ pub(crate) async fn tidy(client: &Client, owner: &str, mut held: Held, limit: Du
     loop {
         let known = held.images().known();
         let (found, images) = look(client, owner, &held).await?;
-        if !held.record().swapped && found.images.iter().any(|image| image.whose == Whose::Own && image.is_named) {
+        if !held.record().swapped && found.images.iter().any(|image| image.whose == Whose::Own && image.is_wanted()) {
             held.swapped()?;
         }
         let steps = plan(held.record(), &found);
@@ -317,7 +334,8 @@ fn seen(image: &Image, whose: Whose, instances: &[InstanceView]) -> Seen {
     Seen {
         fingerprint: image.fingerprint.clone(),
         whose,
-        is_named: !image.aliases.is_empty() || image.public,
+        aliases: image.aliases.iter().map(|alias| alias.name.clone()).collect(),
+        is_public: image.public,
         users: instances.iter().filter(made_from).map(|view| view.name.clone()).collect(),
     }
 }

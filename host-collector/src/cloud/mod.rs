@@ -538,6 +538,8 @@ fn never() -> watch::Receiver<bool> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ReconcileOptions;
+    use crate::bake::Bake;
 
     /// A consumer drives many runtimes, each in a task of its own.
     #[test]
@@ -556,5 +558,8 @@ mod tests {
         is_send(&cloud.cancel("job"));
         is_send(&cloud.stop("job"));
         is_send(&cloud.destroy("job"));
+        is_send(&cloud.reconcile(&ReconcileOptions::default()));
+        is_send(&cloud.bake(&Bake::new("base", "ci"), &mut |_| (), never()));
+        is_send(&cloud.stale_images());
     }
 }

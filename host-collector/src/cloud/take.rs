@@ -136,7 +136,12 @@ impl Cloud {
             return Ok(());
         }
         let (project, alias) = (&spec.incus.project, &spec.incus.image_alias);
-        for staleness in self.staleness(project, image).await? {
+        let own = self.own_digest(&image.architecture).await.unwrap_or_else(|error| {
+            // The image has one.
+            tracing::warn!("{error}");
+            None
+        });
+        for staleness in self.staleness(project, image, own.as_deref()).await? {
             if staleness.is_error() {
                 return Err(Error::ImageAgent {
                     alias: alias.clone(),

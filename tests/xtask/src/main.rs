@@ -43,7 +43,7 @@ Commands that need a real Incus (as root; each starts a private daemon and takes
   bench [--json]         Measure against the limits that the project promises
   incus [--bare]         Keep a private daemon with the test images until Ctrl-C, and print how to reach
                          it. --bare: without building pika-guest, only the image that has no agent
-  ci                     What a change must pass: format, clippy, docs, the agent's size, `nix`, then `test`
+  ci                     What a change must pass: format, clippy, docs, the agent's size, `nix`, then every test
 
 Commands that need nothing:
   sim [--seeds N] [--seed S]
@@ -97,7 +97,7 @@ fn dispatch(args: &[String]) -> Result<()> {
         ["incus", "--bare"] => tasks::developer_incus(false),
         ["ci"] => tasks::ci(),
         ["sim", ref rest @ ..] => tasks::simulate(rest),
-        ["agent"] => cargo::checked_agent().map(drop),
+        ["agent"] => cargo::checked_agent().map(|path| println!("{}", path.display())),
         ["nix"] => nix::check(),
         [command, ..] => Err(Failure::usage(format!(
             "`cargo xtask {}` is no command that is known here ({command}); `cargo xtask --help` lists them",

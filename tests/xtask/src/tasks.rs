@@ -234,7 +234,14 @@ pub(crate) fn developer_incus(with_agent: bool) -> Result<()> {
     for (name, value) in ready.environment() {
         println!("export {name}={}", value.display());
     }
-    println!("# pika-cloud --incus unix:{} …", ready.lab().socket().display());
+    println!("export PIKA_CLOUD_STATE_DIR={}", ready.lab().dir().join("state").display());
+    if let Some((agent, cloud)) = &ready.programs {
+        println!("export PIKA_GUEST_AGENT={}", agent.display());
+        if let Some(folder) = cloud.parent() {
+            println!("export PATH={}:$PATH", folder.display());
+        }
+    }
+    println!("# Then `incus list`, `pika-cloud doctor`, …; its instances have no network");
     say::step("Ctrl-C takes it down");
     while signals::pending().is_none() {
         sleep(Duration::from_millis(100));
@@ -253,7 +260,19 @@ pub(crate) fn ci() -> Result<()> {
     run::shown(doc.env("RUSTDOCFLAGS", "-D warnings"))?;
     cargo::checked_agent()?;
     nix::check()?;
-    test(&TestArgs::default())
+    let in_incus_vms = match vm::unfit() {
+        Some(why) => {
+            say::step(&format!("No tests in Incus's own VMs: {why}"));
+            Ok(())
+        }
+        None => test_in_incus_vms(&TestArgs::default()),
+    };
+    if let Err(interrupted @ Failure::Interrupted(_)) = in_incus_vms {
+        return Err(interrupted);
+    }
+    // What fails there hides nothing of the others.
+    test(&TestArgs::default())?;
+    in_incus_vms
 }
 
 #[cfg(test)]

@@ -30,7 +30,7 @@ fn nothing() -> Found {
 /// Of ours, without a name, used by nobody.
 fn image(fingerprint: &str, is_own: bool) -> Seen {
     let whose = if is_own { Whose::Own } else { Whose::Earlier };
-    Seen { fingerprint: fingerprint.to_owned(), whose, is_named: false, users: Vec::new() }
+    Seen { fingerprint: fingerprint.to_owned(), whose, aliases: Vec::new(), is_public: false, users: Vec::new() }
 }
 
 fn used(seen: Seen) -> Seen {
@@ -75,7 +75,7 @@ fn an_image_that_may_still_come_is_waited_for() {
 fn an_image_without_a_name_was_published_and_not_swapped() {
     let found = |seen: Seen| Found { images: vec![seen], ..nothing() };
     assert_eq!(plan(&record(true, &[]), &found(image("new", true))), delete("new"));
-    let named = Seen { is_named: true, ..image("new", true) };
+    let named = Seen { aliases: vec!["ci".to_owned()], ..image("new", true) };
     assert_eq!(plan(&record(true, &[]), &found(named)), []);
     let kept = plan(&record(true, &[]), &found(used(image("new", true))));
     assert!(matches!(&kept[..], [Step::Keep { why, .. }] if why.contains("job-7")), "{kept:?}");
@@ -111,8 +111,12 @@ fn a_replaced_image_goes_once_nothing_needs_it() {
     assert!(matches!(plan(Found { is_recent: true, ..nothing() }, old())[..], [Step::Wait(_)]));
     let steps = plan(nothing(), used(old()));
     assert!(matches!(&steps[..], [Step::Keep { why, .. }] if why.contains("job-7")), "{steps:?}");
-    // It never lost its place, or has another name.
-    assert_eq!(plan(nothing(), Seen { is_named: true, ..old() }), []);
+    let named = |name: &str| Seen { aliases: vec![name.to_owned()], ..old() };
+    assert_eq!(plan(nothing(), named("ci")), [], "it never lost its place");
+    let steps = plan(nothing(), named("stable"));
+    assert!(matches!(&steps[..], [Step::Keep { why, .. }] if why.contains("stable")), "{steps:?}");
+    let steps = plan(nothing(), Seen { is_public: true, ..old() });
+    assert!(matches!(&steps[..], [Step::Keep { why, .. }] if why.contains("public")), "{steps:?}");
     // Invariant 4.
     assert_eq!(plan(nothing(), Seen { whose: Whose::Foreign, ..old() }), []);
     assert!(matches!(plan(nothing(), Seen { whose: Whose::Unclear, ..old() })[..], [Step::Keep { .. }]));

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use pika_cloud_common::verdict::EXIT_CANCELLED;
 use pika_host_collector::Cloud;
-use pika_host_collector::bake::{Bake, BakeError, BakeProgress, Baked};
+use pika_host_collector::bake::{Bake, BakeProgress, Baked};
 use serde_json::json;
 use tokio::sync::watch;
 
@@ -30,6 +30,7 @@ pub(crate) async fn bake(cloud: &Cloud, args: &args::Bake, json: bool) -> Result
         // Standard output is the document's.
         BakeProgress::Output(bytes) if json => print::log_beside(bytes),
         BakeProgress::Output(bytes) => print::log(bytes),
+        _ => {}
     };
     let (cancel, wish) = watch::channel(false);
     let mut wishes = Wishes::new()?;
@@ -55,8 +56,8 @@ pub(crate) async fn bake(cloud: &Cloud, args: &args::Bake, json: bool) -> Result
             show(args, &baked, json, began.elapsed());
             Ok(ExitCode::SUCCESS)
         }
-        Err(BakeError::Interrupted) => {
-            print::error(&BakeError::Interrupted.to_string());
+        Err(error) if error.is_interrupted() => {
+            print::error(&error.to_string());
             Ok(ExitCode::from(EXIT_CANCELLED))
         }
         Err(error) => Ok(of_failure(&error.into())),

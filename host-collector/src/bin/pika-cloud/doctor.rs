@@ -6,7 +6,9 @@ use std::time::Duration;
 
 use pika_host_collector::bake::StaleImage;
 use pika_host_collector::incus::{self, Client};
-use pika_host_collector::{AgentError, AgentSource, Cloud, Config, Origin};
+use pika_host_collector::{AgentError, AgentSource, Cloud, Config, Error, Origin};
+
+use serde_json::json;
 
 use crate::args::Args;
 use crate::exit::Failure;
@@ -60,14 +62,21 @@ pub(crate) async fn doctor(args: &Args) -> Result<ExitCode, Failure> {
     }
     let mut missing = 0;
     for finding in &findings {
-        match finding {
-            Finding::Good(what) => print::line(&format!("ok       {what}")),
-            Finding::Missing { what, mend } => {
-                missing += 1;
-                print::line(&format!("missing  {what}\n         mend it: {mend}"));
-            }
-            Finding::Stale { what, mend } => print::line(&format!("stale    {what}\n         mend it: {mend}")),
-            Finding::Absent { what, mend } => print::line(&format!("absent   {what}\n         to have it: {mend}")),
+        let (word, what, way_out) = match finding {
+            Finding::Good(what) => ("ok", what, None),
+            Finding::Missing { what, mend } => ("missing", what, Some(("mend it", mend))),
+            Finding::Stale { what, mend } => ("stale", what, Some(("mend it", mend))),
+            Finding::Absent { what, mend } => ("absent", what, Some(("to have it", mend))),
+        };
+        missing += usize::from(matches!(finding, Finding::Missing { .. }));
+        if args.json {
+            let mend = way_out.map(|(_, mend)| mend);
+            print::line(&json!({ "finding": word, "what": what, "mend": mend }).to_string());
+            continue;
+        }
+        print::line(&format!("{word:<8} {what}"));
+        if let Some((introduction, mend)) = way_out {
+            print::line(&format!("         {introduction}: {mend}"));
         }
     }
     Ok(if missing == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
@@ -89,14 +98,16 @@ async fn images(config: &Config) -> Vec<Finding> {
     let Ok(cloud) = Cloud::connect(config) else { return Vec::new() };
     let failed = |what: String| Finding::Missing { what, mend: "see Incus's log".to_owned() };
     match cloud.stale_images().await {
+        // That is said already.
+        Err(Error::HostAgent(_)) => Vec::new(),
         Err(error) => vec![failed(error.to_string())],
         Ok(stale) => stale.iter().map(image).collect(),
     }
 }
 
-fn image(StaleImage { project, name, staleness }: &StaleImage) -> Finding {
-    let mend = format!("{}, with the files and the script that it had", staleness.mend(name, project));
-    let what = format!("image `{name}`: {staleness}");
+fn image(StaleImage { project, alias, staleness, .. }: &StaleImage) -> Finding {
+    let mend = format!("{}, with the files and the script that it had", staleness.mend(alias, project));
+    let what = format!("image `{alias}`: {staleness}");
     if staleness.is_error() { Finding::Missing { what, mend } } else { Finding::Stale { what, mend } }
 }
 

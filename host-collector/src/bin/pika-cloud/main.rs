@@ -30,6 +30,7 @@ fn main() -> ExitCode {
         )
         .without_time()
         .with_target(false)
+        .with_ansi(print::is_fancy())
         .init();
     // One for what is printed, which a reader may hold up, and at least one for what must not wait for it.
     let workers = std::thread::available_parallelism().map_or(2, |n| n.get().clamp(2, 8));
