@@ -186,11 +186,24 @@ pub fn wait(child: &mut Child) -> i32 {
             return status.code().unwrap_or_else(|| 128 + status.signal().unwrap());
         }
         if Instant::now() > deadline {
+            let family = family(child.id());
             child.kill().unwrap();
-            panic!("it hangs");
+            panic!("it hangs:\n{family}");
         }
         std::thread::sleep(Duration::from_millis(2));
     }
+}
+
+/// A process and all that came of it, a line each: what each does, and which signals wait for it, are blocked, ignored, caught.
+fn family(pid: u32) -> String {
+    let tasks = format!("/proc/{pid}/task/{pid}/children");
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    let shown = |line: &&str| ["Name:", "State:", "Sig", "ShdPnd:"].iter().any(|key| line.starts_with(key));
+    let own: Vec<String> = status.lines().filter(shown).map(|line| line.replace('\t', " ")).collect();
+    let waits_in = std::fs::read_to_string(format!("/proc/{pid}/wchan")).unwrap_or_default();
+    let children = std::fs::read_to_string(tasks).unwrap_or_default();
+    let children = children.split_whitespace().filter_map(|child| child.parse().ok()).map(family).collect::<String>();
+    format!("{pid} in {waits_in}: {}\n{children}", own.join(", "))
 }
 
 /// Waits until `done`, which must come.
