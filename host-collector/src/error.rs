@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use pika_cloud_common::Verdict;
 use pika_cloud_common::spec::SpecError;
 
-use crate::bake::Staleness;
+use crate::bake::StaleImage;
 use crate::journal::JournalError;
 use crate::state_dir::StateDirError;
 
@@ -44,15 +44,8 @@ pub enum Error {
         wanted: &'static str,
     },
     /// The agent in the image and this host do not understand each other. Nothing was touched.
-    #[error("image `{alias}`: {staleness}: bake it anew ({})", staleness.mend(alias, project))]
-    ImageAgent {
-        /// The image's alias.
-        alias: String,
-        /// Its project.
-        project: String,
-        /// What is wrong with it.
-        staleness: Box<Staleness>,
-    },
+    #[error("{_0}: bake it anew ({})", _0.mend())]
+    ImageAgent(Box<StaleImage>),
     /// The spec wants the host's own agent, and the host has none for its image. Nothing was touched.
     #[error("incus.agent is `inject`: {0}")]
     OwnAgent(#[from] crate::agent_binary::AgentError),

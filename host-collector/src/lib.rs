@@ -11,6 +11,11 @@
 //! Machine, session and journal know nothing of each other; `runtime` joins them without I/O, and the driver is a tokio
 //! shell around that. Start at [`Cloud`].
 //!
+//! What this module names itself, [`bake`] and [`reconcile`] are for consumers. The other modules are open to the project's own
+//! tests and simulator, and change as they need. Errors are whole sentences, with their cause in them: show them alone, without
+//! the chain of their sources. Where one says what to do, that is said for the command line; the state dir is the caller's own
+//! (`pika-cloud --state-dir DIR`).
+//!
 //! # Example
 //!
 //! ```no_run
@@ -50,7 +55,7 @@
 //! let baked = cloud.bake(&order, &mut tell, wish).await?;
 //! println!("ci-debian is {}", baked.fingerprint);
 //! for stale in cloud.stale_images().await? {
-//!     println!("{}: {}", stale.alias, stale.staleness);
+//!     println!("{stale}");
 //! }
 //! # Ok(())
 //! # }

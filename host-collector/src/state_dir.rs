@@ -27,6 +27,7 @@ const MIN_FREE_BYTES: u64 = 16 * 1024 * 1024;
 
 /// The state dir cannot be used.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum StateDirError {
     /// The file system refused.
     #[error("{}: {doing}: {source}{}", path.display(), way_out(source))]

@@ -86,10 +86,11 @@ pub enum AgentError {
 
 /// The same for all: the static agent has to be there.
 const WAY_OUT: &str = "name a static one (`cargo xtask agent` builds it) with --agent PATH or PIKA_GUEST_AGENT, or put it \
-                       beside pika-cloud, as pika-guest";
+                       beside the running program, as pika-guest";
 
 /// Who named the path of the agent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Origin {
     /// An option of the command line, or [`Config::agent`](crate::Config::agent).
     Given,
@@ -104,7 +105,7 @@ impl std::fmt::Display for Origin {
         f.write_str(match self {
             Self::Given => "named with --agent",
             Self::Variable => "named by PIKA_GUEST_AGENT",
-            Self::Beside => "beside pika-cloud",
+            Self::Beside => "beside the running program",
         })
     }
 }

@@ -23,7 +23,7 @@ use super::{
 use crate::agent_binary::AgentBinary;
 use crate::cloud::{Cloud, wished};
 use crate::incus::{BuilderLabels, Client, Error, Image, InstanceState, PUBLISH_LIMIT, builder_request};
-use crate::transport::{AgentVersion, agent_version, put_agent};
+use crate::transport::{AgentVersion, PutError, agent_version, put_agent};
 
 /// How long a builder may take to come up.
 const CONTAINER_UP: Duration = Duration::from_secs(60);
@@ -49,11 +49,15 @@ impl Cloud {
     /// in it, and for what is left after a crash.
     ///
     /// The alias is moved last. Whatever fails before, and `cancel` turning true, leave it as it was, and nothing else behind:
-    /// also this returns only when that is so, or says what is left ([`BakeError::Left`]). It waits for that up to five minutes,
-    /// where Incus is still making or publishing something; dropping the future leaves at once, and is as good as a crash.
-    /// Once the alias is being moved, `cancel` is no longer looked at.
+    /// this returns only when that is so, or says what is left ([`BakeError::Left`], [`Baked::left`]). That takes seconds, and at
+    /// most five minutes where Incus is still making or publishing something; dropping the future leaves at once, and is as good as
+    /// a crash. Once the alias is being moved, `cancel` is no longer looked at; [`BakeProgress::Baked`] says that it was moved.
     ///
-    /// Several bakes at once do not disturb each other. Of two of one alias, each is whole, and the last to end has it.
+    /// The image that the alias had before is deleted, if it was baked from this state dir and nothing else needs it. Files and
+    /// script are read when their turn comes, and not held by the image: whoever may bake anew keeps the order.
+    ///
+    /// Several bakes at once do not disturb each other. Of two of one alias, the one that moves it last has it, and deletes what
+    /// the other made.
     ///
     /// # Errors
     /// Where the order cannot be carried out, the provisioning script fails, Incus does, or it was cancelled
@@ -65,9 +69,18 @@ impl Cloud {
         mut cancel: watch::Receiver<bool>,
     ) -> Result<Baked, BakeError> {
         order.check()?;
-        let (base, from_profiles) = self.base(order).await?;
-        let agent = self.agent().fetch(&base.architecture).await?;
-        self.tidy_dead_bakes().await;
+        let prepare = async {
+            // First: what it looks up after that is still there when the builder is made.
+            self.tidy_dead_bakes().await;
+            let (base, from_profiles) = self.base(order).await?;
+            let agent = self.agent().fetch(&base.architecture).await?;
+            Ok::<_, BakeError>((base, from_profiles, agent))
+        };
+        let (base, from_profiles, agent) = tokio::select! {
+            biased;
+            () = wished(&mut cancel) => return Err(BakeError::Interrupted),
+            prepared = prepare => prepared?,
+        };
         let mut held = Held::begin(self.state(), &order.project, &order.to)?;
         tell(BakeProgress::Step(&format!("{} from {} ({})", order.to, order.from, short(&base.fingerprint))));
         let baking = Baking {
@@ -88,14 +101,19 @@ impl Cloud {
             Ok(made) => {
                 tell(BakeProgress::Step(&format!("pointing {} to {}", order.to, short(&made.fingerprint))));
                 let swapped = swap(self.incus(), &mut held, &made.fingerprint).await;
+                if swapped.is_ok() {
+                    tell(BakeProgress::Baked(&made.fingerprint));
+                }
                 swapped
                     .map(|foreign| Baked { kept: foreign.as_deref().map(foreign_words).into_iter().collect(), ..made })
             }
             Err(error) => Err(error),
         };
         tell(BakeProgress::Step("removing the builder, and what is replaced"));
-        let tidied = tidy(self.incus(), self.state().owner(), held, TIDY_LIMIT).await;
-        conclude(baked, tidied)
+        let tidying = tidy(self.incus(), self.state().owner(), held, TIDY_LIMIT);
+        // Each call has a limit of its own, and all of them together another. Given up, it is as good as a crash.
+        let tidied = tokio::time::timeout(TIDY_LIMIT, tidying).await;
+        conclude(baked, tidied.unwrap_or(Ok(Tidied { unfinished: Some("Incus takes too long"), ..Tidied::default() })))
     }
 
     /// What dead bakes left goes with the next one, as far as that needs no waiting. What fails is found again.
@@ -180,7 +198,8 @@ fn conclude(baked: Result<Baked, BakeError>, tidied: Result<Tidied, TidyError>) 
     match (baked, left) {
         (Ok(mut baked), left) => {
             baked.deleted = deleted;
-            baked.kept.extend(kept.into_iter().chain(left));
+            baked.kept.extend(kept);
+            baked.left = left;
             Ok(baked)
         }
         (Err(why), Some(left)) => Err(BakeError::Left { why: Box::new(why), left }),
@@ -248,6 +267,7 @@ impl Baking<'_> {
             agent_digest: digest_text(self.agent.digest),
             deleted: Vec::new(),
             kept: Vec::new(),
+            left: None,
         })
     }
 
@@ -344,10 +364,12 @@ impl Baking<'_> {
         match agent_version(client, project, name, AGENT_PATH).await {
             Ok(version) if version.digest() == Some(self.agent.digest) => {}
             Ok(_) => return changed(format!("{AGENT_PATH} is another program")),
+            // Whether it ran at all, Incus did not say.
+            Err(error @ (PutError::Incus { .. } | PutError::NotRunning { code: None, .. })) => return Err(error.into()),
             Err(error) => return changed(error.to_string()),
         }
         for file in init.lasting_files() {
-            if builder.get(file.path, file.text.len()).await.as_deref() != Some(file.text.as_bytes()) {
+            if !builder.has(file).await? {
                 return changed(format!("{} is not as it was", file.path));
             }
         }

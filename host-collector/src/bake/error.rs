@@ -87,7 +87,7 @@ pub enum BakeError {
     #[error("{doing}: {source}")]
     Incus {
         /// What was tried.
-        doing: &'static str,
+        doing: String,
         /// What Incus answered.
         source: incus::Error,
     },
@@ -224,7 +224,9 @@ pub enum BakeError {
     #[error("interrupted: nothing is baked")]
     Interrupted,
     /// It failed, and what was made for it could not be removed.
-    #[error("{why}; what was made for it is still there ({left}): `pika-cloud reconcile` removes it")]
+    #[error(
+        "{why}; what was made for it is still there ({left}): `pika-cloud reconcile`, or the next bake, of the same state dir removes it"
+    )]
     Left {
         /// Why nothing was baked.
         #[source]
@@ -235,6 +237,18 @@ pub enum BakeError {
 }
 
 impl BakeError {
+    /// Whether the same order may succeed a little later: Incus is starting, stopping or busy, a connection broke, or others were at
+    /// the same alias or image. An Incus that is not there at all looks the same.
+    pub fn is_transient(&self) -> bool {
+        match self {
+            Self::Incus { source, .. } | Self::Put(PutError::Incus { source, .. }) => source.is_transient(),
+            Self::Put(PutError::NotRunning { code, .. } | PutError::NotStored { code, .. }) => code.is_none(),
+            Self::Vanished | Self::AliasRaced { .. } | Self::ProvisionCut { .. } => true,
+            Self::Left { why, .. } => why.is_transient(),
+            _ => false,
+        }
+    }
+
     /// Whether it was ended on request, and nothing else went wrong but maybe the removing.
     pub fn is_interrupted(&self) -> bool {
         match self {
@@ -246,6 +260,6 @@ impl BakeError {
 
     /// An answer of Incus to something that was tried.
     pub(super) fn incus(doing: &'static str) -> impl FnOnce(incus::Error) -> Self {
-        move |source| Self::Incus { doing, source }
+        move |source| Self::Incus { doing: doing.to_owned(), source }
     }
 }

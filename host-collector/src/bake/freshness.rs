@@ -7,6 +7,8 @@ use std::fmt;
 use pika_cloud_common::document::SCHEMA_VERSION;
 use pika_cloud_common::wire::PROTOCOL;
 
+use super::record::own_images;
+use super::tidy::short;
 use super::{
     PROPERTY_AGENT_DIGEST, PROPERTY_AGENT_VERSION, PROPERTY_BAKE, PROPERTY_BASE_ALIAS, PROPERTY_BASE_FINGERPRINT,
     PROPERTY_PROTOCOL, PROPERTY_SCHEMA_VERSION, bake_command, digest_text,
@@ -24,8 +26,6 @@ pub enum Staleness {
     OtherContract {
         /// Its protocol and schema version, as the image says.
         image: (String, String),
-        /// The base to bake anew from.
-        base: String,
     },
     /// The base alias points to another image by now.
     Base {
@@ -40,8 +40,6 @@ pub enum Staleness {
     Agent {
         /// The version in the image.
         image: String,
-        /// The base to bake anew from.
-        base: String,
     },
 }
 
@@ -50,34 +48,28 @@ impl Staleness {
     pub fn is_error(&self) -> bool {
         matches!(self, Self::OtherContract { .. })
     }
-
-    /// The command that mends it. `alias` is the image's, in that project.
-    pub fn mend(&self, alias: &str, project: &str) -> String {
-        let (Self::OtherContract { base, .. } | Self::Base { base, .. } | Self::Agent { base, .. }) = self;
-        bake_command(Some(base), alias, project)
-    }
 }
 
 impl fmt::Display for Staleness {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::OtherContract { image: (protocol, schema), .. } => write!(
+            Self::OtherContract { image: (protocol, schema) } => write!(
                 f,
                 "its pika-guest speaks protocol {protocol} with schema version {schema}, and this host protocol {PROTOCOL} with \
                  schema version {SCHEMA_VERSION}"
             ),
-            Self::Base { base, baked_from, now } => write!(
-                f,
-                "it was baked from {}, and `{base}` is {} by now",
-                super::tidy::short(baked_from),
-                super::tidy::short(now)
-            ),
-            Self::Agent { image, .. } => write!(f, "its pika-guest ({image}) is another one than this host's own"),
+            Self::Base { base, baked_from, now } => {
+                write!(f, "it was baked from {}, and `{base}` is {} by now", short(baked_from), short(now))
+            }
+            Self::Agent { image } => write!(f, "its pika-guest ({image}) is another one than this host's own"),
         }
     }
 }
 
-/// An alias of a baked image whose agent, or base, is not what it could be.
+/// An alias of a baked image whose agent, or base, is not what it could be. Shown, it says which and what.
+///
+/// An image does not hold the files, the script and the profiles that it was baked with: a new bake of it is made from the
+/// [`Bake`](super::Bake) that the first one was made from, which is the caller's to keep. Once baked, the earlier image is deleted.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct StaleImage {
@@ -85,8 +77,36 @@ pub struct StaleImage {
     pub project: String,
     /// The alias. An image with several is told once for each: each is a bake's to move.
     pub alias: String,
-    /// What is wrong with the image.
-    pub staleness: Staleness,
+    /// The alias that it was baked from, as the image says. Whoever makes images may write there what they like.
+    pub base: String,
+    /// Whether it was baked from this state dir. One that was not may be another state dir's, or what `incus publish` made of an
+    /// instance of a baked image: a bake would take its alias away.
+    pub is_ours: bool,
+    /// What is wrong with it, the worst first; never empty.
+    pub found: Vec<Staleness>,
+}
+
+impl StaleImage {
+    /// Whether nothing can be run with it, rather than that a bake would do good.
+    pub fn is_error(&self) -> bool {
+        self.found.iter().any(Staleness::is_error)
+    }
+
+    /// How it is mended, for a person.
+    pub fn mend(&self) -> String {
+        let command = bake_command(Some(&self.base), &self.alias, &self.project);
+        format!("{command}, with the files, the script and the profiles that it had")
+    }
+}
+
+impl fmt::Display for StaleImage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "image `{}`: ", self.alias)?;
+        for (index, staleness) in self.found.iter().enumerate() {
+            write!(f, "{}{staleness}", if index > 0 { "; " } else { "" })?;
+        }
+        Ok(())
+    }
 }
 
 impl Cloud {
@@ -103,20 +123,13 @@ impl Cloud {
             for image in self.incus().images(asked).await? {
                 // A project that has none of its own is answered with those of `default`, which maybe cannot be seen itself.
                 let project = if projects.contains(&image.project) { &image.project } else { asked };
-                if !looked_at.insert((project.clone(), image.fingerprint.clone())) {
-                    continue;
-                }
-                if !is_baked(&image) {
+                if !is_baked(&image) || !looked_at.insert((project.clone(), image.fingerprint.clone())) {
                     continue;
                 }
                 let own = self.own_digest(&image.architecture).await.map_err(Error::HostAgent)?;
-                let found = self.staleness(project, &image, own.as_deref()).await?;
-                let each = image.aliases.iter().flat_map(|alias| found.iter().map(move |staleness| (alias, staleness)));
-                stale.extend(each.map(|(alias, staleness)| StaleImage {
-                    project: project.clone(),
-                    alias: alias.name.clone(),
-                    staleness: staleness.clone(),
-                }));
+                for alias in &image.aliases {
+                    stale.extend(self.staleness(project, &alias.name, &image, own.as_deref()).await?);
+                }
             }
         }
         Ok(stale)
@@ -131,18 +144,24 @@ impl Cloud {
         }
     }
 
-    /// What is wrong with the agent in an image, beginning with the worst; `own` is the digest of the host's.
+    /// What is wrong with an image that has that alias, where something is; `own` is the digest of the host's agent.
     pub(crate) async fn staleness(
         &self,
         project: &str,
+        alias: &str,
         image: &Image,
         own: Option<&str>,
-    ) -> Result<Vec<Staleness>, incus::Error> {
-        let Some(base) = image.properties.get(PROPERTY_BASE_ALIAS).filter(|_| is_baked(image)) else {
-            return Ok(Vec::new());
-        };
+    ) -> Result<Option<StaleImage>, incus::Error> {
+        let Some(base) = image.properties.get(PROPERTY_BASE_ALIAS).filter(|_| is_baked(image)) else { return Ok(None) };
         let base_now = self.incus().alias(project, base).await?.map(|alias| alias.target);
-        Ok(judge(image, base_now.as_deref(), own))
+        let stale = StaleImage {
+            project: project.to_owned(),
+            alias: alias.to_owned(),
+            base: base.clone(),
+            is_ours: own_images(self.state()).has(image),
+            found: judge(image, base_now.as_deref(), own),
+        };
+        Ok(Some(stale).filter(|stale| !stale.found.is_empty()))
     }
 }
 
@@ -158,17 +177,16 @@ fn judge(image: &Image, base_now: Option<&str>, own_digest: Option<&str>) -> Vec
     if !is_baked(image) {
         return found;
     }
-    let base = get(PROPERTY_BASE_ALIAS);
     let contract = (get(PROPERTY_PROTOCOL), get(PROPERTY_SCHEMA_VERSION));
     if contract != (PROTOCOL.to_string(), SCHEMA_VERSION.to_string()) {
-        found.push(Staleness::OtherContract { image: contract, base: base.clone() });
+        found.push(Staleness::OtherContract { image: contract });
     }
     let baked_from = get(PROPERTY_BASE_FINGERPRINT);
     if let Some(now) = base_now.filter(|now| *now != baked_from) {
-        found.push(Staleness::Base { base: base.clone(), baked_from, now: now.to_owned() });
+        found.push(Staleness::Base { base: get(PROPERTY_BASE_ALIAS), baked_from, now: now.to_owned() });
     }
     if own_digest.is_some_and(|own| own != get(PROPERTY_AGENT_DIGEST)) {
-        found.push(Staleness::Agent { image: get(PROPERTY_AGENT_VERSION), base });
+        found.push(Staleness::Agent { image: get(PROPERTY_AGENT_VERSION) });
     }
     found
 }
@@ -206,17 +224,35 @@ mod tests {
         for change in [[(PROPERTY_PROTOCOL, "0")], [(PROPERTY_SCHEMA_VERSION, "")]] {
             let found = judge(&image(&change), None, None);
             assert!(matches!(found[..], [Staleness::OtherContract { .. }]) && found[0].is_error(), "{found:?}");
-            assert_eq!(found[0].mend("ci", "p"), "pika-cloud bake --from debian --to ci --project p");
         }
         let words = judge(&image(&[(PROPERTY_PROTOCOL, "0")]), None, None)[0].to_string();
         assert!(words.contains("protocol 0") && words.contains("protocol 1"), "{words}");
     }
 
-    /// Whoever makes an image says what it was baked from.
+    fn stale(base: &str, found: Vec<Staleness>) -> StaleImage {
+        let (project, alias, base) = ("p".to_owned(), "ci".to_owned(), base.to_owned());
+        StaleImage { project, alias, base, is_ours: true, found }
+    }
+
+    /// An image does not hold what went into it.
     #[test]
-    fn a_base_that_is_no_plain_word_is_not_to_be_pasted() {
-        let found = judge(&image(&[(PROPERTY_BASE_ALIAS, "x; id")]), None, Some("sha256:bb"));
-        assert_eq!(found[0].mend("ci", "default"), "pika-cloud bake --from BASE --to ci");
+    fn the_way_out_says_that_a_bake_needs_what_the_first_one_had() {
+        let mend = stale("debian", Vec::new()).mend();
+        assert!(mend.starts_with("pika-cloud bake --from debian --to ci --project p, with the files"), "{mend}");
+        // Whoever makes an image says what it was baked from.
+        assert!(stale("x; id", Vec::new()).mend().starts_with("pika-cloud bake --from BASE --to ci --project p,"));
+    }
+
+    #[test]
+    fn all_that_is_wrong_with_an_image_is_told_at_once() {
+        let found = judge(&image(&[(PROPERTY_PROTOCOL, "0")]), Some("beefbeefbeefbeef"), None);
+        let stale = stale("debian", found);
+        assert!(stale.is_error() && stale.found.len() == 2, "{stale:?}");
+        let words = stale.to_string();
+        assert!(
+            words.starts_with("image `ci`: its pika-guest speaks protocol 0") && words.contains("; it was baked from"),
+            "{words}"
+        );
     }
 
     #[test]

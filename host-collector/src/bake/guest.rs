@@ -19,6 +19,9 @@ pub(super) const FILE_LIMIT: Duration = Duration::from_secs(1800);
 /// How long Incus may take to bring an exec about, in a builder that may be starting.
 const TRY_LIMIT: Duration = Duration::from_secs(20);
 
+/// Nobody waits for longer.
+const FAR: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
+
 /// Between two tries.
 const PAUSE: Duration = Duration::from_millis(200);
 
@@ -89,10 +92,13 @@ impl Builder<'_> {
         succeeded(&format!("putting {path}"), self.run(&command, from, FILE_LIMIT).await).map(drop)
     }
 
-    /// The file at a path, where it can be read and has that many bytes.
-    pub(super) async fn get(&self, path: &str, bytes: usize) -> Option<Vec<u8>> {
-        let ran = self.run(&["/bin/cat", path], &[][..], STEP_LIMIT).await.ok()?;
-        (ran.code == Some(0) && ran.output.len() == bytes).then_some(ran.output)
+    /// Whether a file of ours is as it was put in.
+    pub(super) async fn has(&self, file: &GuestFile) -> Result<bool, BakeError> {
+        match self.run(&["/bin/cat", file.path], &[][..], STEP_LIMIT).await {
+            Ok(Ran { code: Some(0), output, .. }) => Ok(output == file.text.as_bytes()),
+            Ok(Ran { code: Some(_), .. }) | Err(RunError::TooMuch) => Ok(false),
+            unknown => succeeded(&format!("reading {}", file.path), unknown).map(|_| false),
+        }
     }
 
     /// Tries a script until something can be run at all, or nothing ever will. Gives what it printed.
@@ -122,7 +128,8 @@ impl Builder<'_> {
         limit: Duration,
         mut show: impl FnMut(&[u8]) + Send,
     ) -> Result<Provisioned, Error> {
-        let deadline = Instant::now() + limit;
+        // What is beyond the clock's end is as good as none.
+        let deadline = Instant::now().checked_add(limit).unwrap_or_else(|| Instant::now() + FAR);
         let command = ["/bin/sh", "-c", PROVISION, "pika-cloud", path];
         let Exec { input: _input, mut output, end } =
             Exec::start(self.client, self.project, self.name, &command).await?;
@@ -168,6 +175,7 @@ fn succeeded(doing: &str, ran: Result<Ran, RunError>) -> Result<Ran, BakeError> 
             let code = ran.code.map_or("without an exit code".to_owned(), |code| format!("exit code {code}"));
             Err(failed(format!("{code}: {}", shown(&ran))))
         }
+        Err(RunError::Incus(source)) => Err(BakeError::Incus { doing: format!("{doing} in the builder"), source }),
         Err(error) => Err(failed(error.to_string())),
     }
 }

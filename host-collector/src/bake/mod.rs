@@ -112,6 +112,8 @@ pub enum BakeProgress<'a> {
     Step(&'a str),
     /// What the provisioning script prints, as it comes.
     Output(&'a [u8]),
+    /// The alias points to the image of that fingerprint, and what follows changes nothing about that.
+    Baked(&'a str),
 }
 
 /// An image that was baked.
@@ -132,7 +134,9 @@ pub struct Baked {
     pub agent_digest: String,
     /// Images that the alias had before, and that were deleted.
     pub deleted: Vec<String>,
-    /// What of earlier ones stays, such as an image of somebody else's that the alias had, or could not be removed, and why.
-    /// `reconcile` goes on with what was baked from here.
+    /// What of earlier ones stays, and why: an image that an instance was made from, or that was not baked from here. `reconcile`
+    /// deletes what was, once nothing needs it.
     pub kept: Vec<String>,
+    /// What could not be removed, and why: the builder may still be there. `reconcile`, or the next bake, goes on with that.
+    pub left: Option<String>,
 }

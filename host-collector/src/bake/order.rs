@@ -74,14 +74,15 @@ impl Bake {
     }
 }
 
-/// A file that is put into an image. Written as `SRC:DEST` or `SRC:DEST:MODE`, the mode in octal.
+/// A file that is put into an image, as [`BakeFile::new`] or `str::parse` makes it. Written as `SRC:DEST` or `SRC:DEST:MODE`, the mode in octal.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct BakeFile {
     /// Where it is on the host.
     pub source: PathBuf,
     /// Where it will be in the image, from its root on. Folders are made.
     pub dest: String,
-    /// Its permissions there; `None` for 0755 where the source may be executed by its owner, else 0644.
+    /// Its permissions there, at most 0o7777; `None` for 0755 where the source may be executed by its owner, else 0644.
     pub mode: Option<u32>,
 }
 
@@ -118,6 +119,11 @@ impl fmt::Display for BakeFile {
 }
 
 impl BakeFile {
+    /// From a path of the host to one of the image, with the permissions that its own suggest.
+    pub fn new(source: impl Into<PathBuf>, dest: impl Into<String>) -> Self {
+        Self { source: source.into(), dest: dest.into(), mode: None }
+    }
+
     fn check(&self) -> Result<(), BakeError> {
         let bad = |problem: String| Err(BakeError::File { file: self.to_string(), problem });
         let parts: Vec<&str> = self.dest.split('/').skip(1).collect();
@@ -132,6 +138,9 @@ impl BakeFile {
         }
         if Init::all_files().any(|path| path == self.dest) {
             return bad("that file is pika-guest's own: name another destination; what a unit of it is to do beside, a drop-in says".to_owned());
+        }
+        if self.mode.is_some_and(|mode| mode > 0o7777) {
+            return bad("the mode must be permissions alone, such as 0644".to_owned());
         }
         match std::fs::metadata(&self.source) {
             Ok(data) if data.is_file() => Ok(()),
@@ -207,6 +216,9 @@ mod tests {
             assert!(check(&|order| order.provision = Some(source.clone())).unwrap_err().contains("--provision"));
         }
         assert_eq!(check(&|order| order.files.push(file(&source, "/running"))), Ok(()));
+        // As a file's own metadata have it.
+        let with_type = BakeFile { mode: Some(0o100_644), ..file(&source, "/etc/x") };
+        assert!(check(&|order| order.files.push(with_type.clone())).unwrap_err().contains("permissions"));
     }
 
     #[test]

@@ -15,6 +15,7 @@ echo done=1
 
 /// What starts the agent in instances of the image.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Init {
     /// systemd, by units.
     Systemd,

@@ -74,6 +74,11 @@ pub(crate) struct Held {
     _lock: RuntimeLock,
 }
 
+/// The images that were published from a state dir.
+pub(super) fn own_images(state: &StateDir) -> OwnImages {
+    OwnImages::beside(&bakes_path(state))
+}
+
 fn bakes_path(state: &StateDir) -> PathBuf {
     state.path().join(".bakes")
 }

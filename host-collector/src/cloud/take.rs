@@ -141,15 +141,10 @@ impl Cloud {
             tracing::warn!("{error}");
             None
         });
-        for staleness in self.staleness(project, image, own.as_deref()).await? {
-            if staleness.is_error() {
-                return Err(Error::ImageAgent {
-                    alias: alias.clone(),
-                    project: project.clone(),
-                    staleness: Box::new(staleness),
-                });
-            }
-            tracing::warn!("image `{alias}`: {staleness}; {} bakes it anew", staleness.mend(alias, project));
+        match self.staleness(project, alias, image, own.as_deref()).await? {
+            Some(stale) if stale.is_error() => return Err(Error::ImageAgent(Box::new(stale))),
+            Some(stale) => tracing::warn!("{stale}; to bake it anew: {}", stale.mend()),
+            None => {}
         }
         Ok(())
     }

@@ -160,6 +160,7 @@ fn is_image_replaced(message: &str) -> bool {
 
 /// What to do about an error.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Class {
     /// The same call may succeed a little later: Incus is starting, stopping or busy, or the connection broke.
     Transient,

@@ -8,6 +8,7 @@ use super::format::VERSION;
 
 /// A journal cannot be opened or written.
 #[derive(Clone, Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum JournalError {
     /// The file system refused.
     #[error("{}: {doing}: {source}{}", path.display(), way_out(source))]

@@ -39,8 +39,8 @@ impl Cloud {
     /// Brings what Incus holds in line with what this state dir knows: adopts what a dead collector left and drives it to its
     /// end, ends what its policy says, reports the rest. Says what it did, or in a dry run what it would do.
     ///
-    /// Whatever is adopted is driven until its end, which for a runtime without `watchdogs.run_secs` may never come; dropping
-    /// the future detaches.
+    /// Whatever is adopted is driven until its end, which for a runtime without `watchdogs.run_secs` may never come, and only then is
+    /// there a report: a service spawns it. Dropping the future detaches. What dead bakes left is tidied meanwhile.
     ///
     /// # Errors
     /// Where Incus cannot be listed, or the state dir not be read. What fails of single steps is in the report.

@@ -60,7 +60,7 @@ pub(crate) async fn bake(cloud: &Cloud, args: &args::Bake, json: bool) -> Result
             print::error(&error.to_string());
             Ok(ExitCode::from(EXIT_CANCELLED))
         }
-        Err(error) => Ok(of_failure(&error.into())),
+        Err(error) => Ok(of_failure(&Failure::Bake(Box::new(error)))),
     }
 }
 
@@ -72,12 +72,15 @@ fn show(args: &args::Bake, baked: &Baked, json: bool, took: Duration) {
     for kept in &baked.kept {
         print::phase(took, "baking", &format!("kept {kept}; `pika-cloud reconcile` looks again"));
     }
+    if let Some(left) = &baked.left {
+        print::note(&format!("not all could be removed ({left}): `pika-cloud reconcile`, or the next bake, does that"));
+    }
     if json {
         let document = json!({
             "alias": args.to, "fingerprint": fingerprint, "bake": baked.bake, "init": baked.init.name(),
             "base_alias": args.from, "base_fingerprint": base_fingerprint,
             "agent_version": agent_version, "agent_digest": agent_digest,
-            "deleted": baked.deleted, "kept": baked.kept,
+            "deleted": baked.deleted, "kept": baked.kept, "left": baked.left,
         });
         print::line(&document.to_string());
     }

@@ -105,10 +105,10 @@ async fn images(config: &Config) -> Vec<Finding> {
     }
 }
 
-fn image(StaleImage { project, alias, staleness, .. }: &StaleImage) -> Finding {
-    let mend = format!("{}, with the files and the script that it had", staleness.mend(alias, project));
-    let what = format!("image `{alias}`: {staleness}");
-    if staleness.is_error() { Finding::Missing { what, mend } } else { Finding::Stale { what, mend } }
+fn image(stale: &StaleImage) -> Finding {
+    let whose = if stale.is_ours { "" } else { " (not baked from this state dir)" };
+    let (what, mend) = (format!("{stale}{whose}"), stale.mend());
+    if stale.is_error() { Finding::Missing { what, mend } } else { Finding::Stale { what, mend } }
 }
 
 /// Virtual machines are dialled over vsock, where Incus runs any.

@@ -17,7 +17,7 @@ pub(crate) enum Failure {
     Library(#[from] Error),
     /// Of a bake.
     #[error(transparent)]
-    Bake(#[from] BakeError),
+    Bake(Box<BakeError>),
     /// The command's own.
     #[error("{0}")]
     Other(String),
