@@ -144,7 +144,7 @@ fn signals_are_passed_on_to_the_whole_group() {
         eventually("both are up", || guest.path("logs/guest.log").exists() && log(&guest).contains("up\nup\n"));
         let kill = Command::new("kill").arg(format!("-{number}")).arg(child.id().to_string()).status().unwrap();
         assert!(kill.success());
-        println!("{name} is sent");
+        println!("sent: {name}");
         assert_eq!(rig::wait(&mut child), 7, "{name}");
         assert!(log(&guest).contains("child"), "{name}: {}", log(&guest));
     }

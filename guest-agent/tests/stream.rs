@@ -555,17 +555,24 @@ fn something_odd_takes_the_place_of_a_file() {
 
 /// Nothing that could be watched says so where nobody writes into it any more.
 #[test]
-fn a_folder_that_is_removed_ends_the_session() {
-    let guest = Guest::new();
-    guest.ok(&["ready"]);
-    let mut stream = guest.owner();
-    stream.find_event("ready");
-    std::fs::remove_dir_all(guest.root()).unwrap();
-    let error = stream.find_error();
-    assert_eq!(error["code"], "ledger", "{error}");
-    assert!(error["message"].as_str().unwrap().contains("was removed"), "{error}");
-    guest.ok(&["ready"]);
-    guest.owner().find_event("ready");
+fn a_folder_that_is_removed_or_replaced_ends_the_session() {
+    for is_replaced in [false, true] {
+        let guest = Guest::new();
+        guest.ok(&["ready"]);
+        let mut stream = guest.owner();
+        stream.find_event("ready");
+        if is_replaced {
+            std::fs::rename(guest.root(), guest.root().with_extension("elsewhere")).unwrap();
+            std::fs::create_dir(guest.root()).unwrap();
+        } else {
+            std::fs::remove_dir_all(guest.root()).unwrap();
+        }
+        let error = stream.find_error();
+        assert_eq!(error["code"], "ledger", "{error}");
+        assert!(error["message"].as_str().unwrap().contains("was removed or replaced"), "{error}");
+        guest.ok(&["ready"]);
+        guest.owner().find_event("ready");
+    }
 }
 
 #[test]

@@ -91,7 +91,7 @@ impl CurrentFile {
     fn write_behind(&mut self) {
         let Some(length) = NonZeroU64::new(self.offset - self.written_behind) else { return };
         if length.get() >= WRITE_BEHIND_BYTES {
-            // It drops what is on the disk already, and begins to write the rest.
+            // Of what is not on the disk yet, that begins the writing.
             let _ = rustix::fs::fadvise(&self.file, self.written_behind, Some(length), Advice::DontNeed);
             self.written_behind = self.offset;
         }

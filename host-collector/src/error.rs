@@ -49,9 +49,6 @@ pub enum Error {
     /// The spec wants the host's own agent, and the host has none for its image. Nothing was touched.
     #[error("incus.agent is `inject`: {0}")]
     OwnAgent(#[from] crate::agent_binary::AgentError),
-    /// The host's own agent is there, and cannot be used.
-    #[error(transparent)]
-    HostAgent(crate::agent_binary::AgentError),
     /// A source of a mount is not on this host. Nothing was touched.
     #[error("mounts[{index}].source: {} is no folder on this host: make it, or correct the path", path.display())]
     MountSource {

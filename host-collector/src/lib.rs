@@ -54,7 +54,7 @@
 //! let (_cancel, wish) = tokio::sync::watch::channel(false);
 //! let baked = cloud.bake(&order, &mut tell, wish).await?;
 //! println!("ci-debian is {}", baked.fingerprint);
-//! for stale in cloud.stale_images().await? {
+//! for stale in cloud.stale_images().await?.images {
 //!     println!("{stale}");
 //! }
 //! # Ok(())

@@ -111,7 +111,7 @@ fn a_rebake_replaces_an_image_of_ours_that_nothing_uses() {
 
     // One of another state dir, and one that nobody baked, are not ours to delete.
     let (fourth, elsewhere) = (fingerprint(), Stage::new("rebake-elsewhere"));
-    elsewhere.bake(BARE_IMAGE, &image.alias, &[]).expect(0).saying(&["kept image", "not baked from this state dir"]);
+    elsewhere.bake(BARE_IMAGE, &image.alias, &[]).expect(0).saying(&["had before is", "not baked from this state dir"]);
     assert!(is_there(&fourth));
     let foreign = Image::bare(|_| {});
     let foreign_fingerprint = image_of(&foreign.alias).unwrap().fingerprint;
@@ -325,7 +325,9 @@ fn what_cannot_be_baked_leaves_nothing() {
     bake(BARE_IMAGE, &image.alias, &["--provision", &quiet]).saying(&["exit code 7"]);
     for (harm, told) in [
         ("cp /bin/busybox /usr/bin/pika-guest", "/usr/bin/pika-guest does not run"),
-        ("rm /usr/bin/pika-guest", "/usr/bin/pika-guest"),
+        ("rm /usr/bin/pika-guest", "/usr/bin/pika-guest does not run"),
+        ("chmod 0700 /usr/bin/pika-guest", "other permissions"),
+        ("sed -i /pika-cloud/d /etc/group", "the group pika-cloud is gone"),
         ("echo >>/usr/bin/pika-guest", "is another program"),
     ] {
         let harm = script(&stage, harm);
@@ -381,6 +383,11 @@ fn doctor_and_run_tell_images_that_should_be_baked_anew() {
     assert!(about(&said)[0].starts_with("stale ") && about(&said)[1].contains(&mend), "{said}");
     assert!(said.contains("is another one than this host's own") && said.contains(&target[..12]), "{said}");
     assert!(said.contains(&format!("image `{}`", other.alias)), "{said}");
+    // What an agent is not needed for is told beside one that cannot be used.
+    let broken = stage.more("broken");
+    fs::write(&broken, "no program").unwrap();
+    let both = doctor(1, broken.to_str().unwrap());
+    assert!(both.contains("cannot be compared with the host's own agent") && both.contains(&target[..12]), "{both}");
     let rows = stage.call(&["doctor", "--json", "--agent", other_agent.to_str().unwrap()]).expect(0).stdout;
     let rows: Vec<Value> = rows.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
     let is_told = |row: &Value| row["finding"] == "stale" && row["mend"].as_str().unwrap().contains(&mend);

@@ -30,8 +30,8 @@ pub enum LedgerError {
         /// What belongs there.
         expected: &'static str,
     },
-    /// A folder of the contract was removed while it was in use.
-    #[error("{} was removed while it was in use: what it had is lost, and a new stream begins", path.display())]
+    /// A folder of the contract was removed or replaced while it was in use.
+    #[error("{} was removed or replaced while it was in use: what it had is lost", path.display())]
     Removed {
         /// Which.
         path: PathBuf,

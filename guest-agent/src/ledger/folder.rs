@@ -204,12 +204,14 @@ impl Folder {
         write_all(&fd, content).map(|()| fd)
     }
 
-    /// Fails where the folder was removed since it was opened.
+    /// Fails where another folder, or none, is at its path since it was opened: it was removed, moved away, or mounted over.
     pub fn check_there(&self) -> Result<(), LedgerError> {
-        match fs::fstat(&self.fd) {
-            Ok(stat) if stat.st_nlink == 0 => Err(LedgerError::Removed { path: self.path.clone() }),
-            Ok(_) => Ok(()),
-            Err(errno) => Err(LedgerError::io("look at", &self.path)(errno)),
+        let looking = || LedgerError::io("look at", &self.path);
+        let own = fs::fstat(&self.fd).map_err(looking())?;
+        match fs::statat(fs::CWD, &self.path, AtFlags::SYMLINK_NOFOLLOW) {
+            Ok(now) if (now.st_dev, now.st_ino) == (own.st_dev, own.st_ino) => Ok(()),
+            Ok(_) | Err(Errno::NOENT) => Err(LedgerError::Removed { path: self.path.clone() }),
+            Err(errno) => Err(looking()(errno)),
         }
     }
 

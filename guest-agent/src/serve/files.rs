@@ -327,8 +327,8 @@ impl Open {
         find().map_err(|error| broken(&error))
     }
 
-    /// What is mounted over the event file makes no event that could be watched, nor does the end of the folder itself: an open
-    /// one stays, out of everybody's reach, with nothing more to come.
+    /// What is mounted over the event file makes no event that could be watched, nor does what becomes of the folder itself: one that
+    /// is open stays, out of everybody's reach, with nothing more to come.
     fn check_place(&self) -> Result<(), LedgerError> {
         self.folder.check_there()?;
         self.folder.open_file(paths::EVENTS, OFlags::RDONLY).map(|_| ())

@@ -11,7 +11,7 @@ use tokio::sync::watch;
 use super::command::is_plain;
 use super::error::BakeError;
 use super::guest::{Builder, FILE_LIMIT, NotUp, Provisioned, STEP_LIMIT};
-use super::install::{AGENT_PATH, MAKE_GROUP, SCRIPT_PATH, SETTLE_SYSTEMD};
+use super::install::{AGENT_PATH, CHECK_AGENT, MAKE_GROUP, SCRIPT_PATH, SETTLE_SYSTEMD};
 use super::probe::{self, Init, PROBE, Probed};
 use super::record::{self, Held, Taken};
 use super::swap::swap;
@@ -49,8 +49,8 @@ impl Cloud {
     /// in it, and for what is left after a crash.
     ///
     /// The alias is moved last. Whatever fails before, and `cancel` turning true, leave it as it was, and nothing else behind:
-    /// this returns only when that is so, or says what is left ([`BakeError::Left`], [`Baked::left`]). That takes seconds, and at
-    /// most five minutes where Incus is still making or publishing something; dropping the future leaves at once, and is as good as
+    /// this returns only when that is so, or says what is left ([`BakeError::Left`], [`Baked::left`]). That takes seconds; up to
+    /// five minutes where Incus is still making or publishing something, and ten where it hardly answers. Dropping the future leaves at once, and is as good as
     /// a crash. Once the alias is being moved, `cancel` is no longer looked at; [`BakeProgress::Baked`] says that it was moved.
     ///
     /// The image that the alias had before is deleted, if it was baked from this state dir and nothing else needs it. Files and
@@ -104,15 +104,14 @@ impl Cloud {
                 if swapped.is_ok() {
                     tell(BakeProgress::Baked(&made.fingerprint));
                 }
-                swapped
-                    .map(|foreign| Baked { kept: foreign.as_deref().map(foreign_words).into_iter().collect(), ..made })
+                swapped.map(|foreign| Baked { foreign, ..made })
             }
             Err(error) => Err(error),
         };
         tell(BakeProgress::Step("removing the builder, and what is replaced"));
         let tidying = tidy(self.incus(), self.state().owner(), held, TIDY_LIMIT);
-        // Each call has a limit of its own, and all of them together another. Given up, it is as good as a crash.
-        let tidied = tokio::time::timeout(TIDY_LIMIT, tidying).await;
+        // Calls have limits of their own, whose sum is too long. Given up, it is as good as a crash.
+        let tidied = tokio::time::timeout(TIDY_LIMIT * 2, tidying).await;
         conclude(baked, tidied.unwrap_or(Ok(Tidied { unfinished: Some("Incus takes too long"), ..Tidied::default() })))
     }
 
@@ -168,14 +167,14 @@ fn way_to_base(from: &str) -> String {
     let is_plain = is_plain(from);
     let is_fingerprint = (12..=64).contains(&from.len()) && from.bytes().all(|byte| byte.is_ascii_hexdigit());
     let how = match from.split_once(':') {
-        Some(_) if is_plain => {
+        Some((remote, _)) if is_plain && remote != "local" => {
             format!("it has to be an alias of this Incus: copy it (incus image copy {from} local: --alias NAME)")
         }
         None if is_fingerprint => {
             format!("where it is a fingerprint, give it an alias first (incus image alias create NAME {from})")
         }
         _ => {
-            let name = if is_plain { from } else { "NAME" };
+            let name = if is_plain && !from.contains(':') { from } else { "NAME" };
             format!(
                 "copy one (incus image copy images:debian/12 local: --alias {name}), or import one (incus image import FILE --alias \
                  {name})"
@@ -198,18 +197,15 @@ fn conclude(baked: Result<Baked, BakeError>, tidied: Result<Tidied, TidyError>) 
     match (baked, left) {
         (Ok(mut baked), left) => {
             baked.deleted = deleted;
-            baked.kept.extend(kept);
+            baked.kept = kept;
             baked.left = left;
             Ok(baked)
         }
-        (Err(why), Some(left)) => Err(BakeError::Left { why: Box::new(why), left }),
-        (Err(why), None) => Err(why),
+        (Err(why), left) => {
+            let left = kept.into_iter().chain(left).collect::<Vec<_>>().join("; ");
+            Err(if left.is_empty() { why } else { BakeError::Left { why: Box::new(why), left } })
+        }
     }
-}
-
-/// What is said of an image that had the alias and is not ours to delete.
-fn foreign_words(fingerprint: &str) -> String {
-    format!("image {}: it was not baked from this state dir", short(fingerprint))
 }
 
 /// How long a bake may take at most.
@@ -252,7 +248,9 @@ impl Baking<'_> {
         tell(BakeProgress::Step(&format!("putting in pika-guest, started by {}", init.name())));
         let version = self.install(&builder, init).await?;
         self.provide(&builder, tell).await?;
-        self.check_agent(&builder, init).await?;
+        if !self.order.files.is_empty() || self.order.provision.is_some() {
+            self.check_agent(&builder, init).await?;
+        }
         tell(BakeProgress::Step("cleaning and stopping the builder"));
         builder.script("cleaning", init.clean()).await?;
         self.stop(&builder, init).await?;
@@ -266,6 +264,7 @@ impl Baking<'_> {
             agent_version: version.agent,
             agent_digest: digest_text(self.agent.digest),
             deleted: Vec::new(),
+            foreign: None,
             kept: Vec::new(),
             left: None,
         })
@@ -364,8 +363,10 @@ impl Baking<'_> {
         match agent_version(client, project, name, AGENT_PATH).await {
             Ok(version) if version.digest() == Some(self.agent.digest) => {}
             Ok(_) => return changed(format!("{AGENT_PATH} is another program")),
-            // Whether it ran at all, Incus did not say.
-            Err(error @ (PutError::Incus { .. } | PutError::NotRunning { code: None, .. })) => return Err(error.into()),
+            // That says nothing of the program.
+            Err(
+                error @ (PutError::Incus { .. } | PutError::Unbounded { .. } | PutError::NotRunning { code: None, .. }),
+            ) => return Err(error.into()),
             Err(error) => return changed(error.to_string()),
         }
         for file in init.lasting_files() {
@@ -373,12 +374,13 @@ impl Baking<'_> {
                 return changed(format!("{} is not as it was", file.path));
             }
         }
-        let Some(script) = init.check() else { return Ok(()) };
-        let said = builder.script("looking whether pika-guest is started", script).await?;
-        match String::from_utf8_lossy(&said).lines().next() {
-            Some(problem) => changed(problem.chars().filter(|c| !c.is_control()).collect()),
-            None => Ok(()),
+        for script in [CHECK_AGENT].into_iter().chain(init.check()) {
+            let said = builder.script("looking whether pika-guest is as it was", script).await?;
+            if let Some(problem) = String::from_utf8_lossy(&said).lines().next() {
+                return changed(problem.chars().filter(|c| !c.is_control()).collect());
+            }
         }
+        Ok(())
     }
 
     /// Publishing refuses what runs. What does not end when it is asked to is stopped; all that is ours is on its disk.
@@ -457,6 +459,7 @@ mod tests {
         let names = |from: &str, words: &str| assert!(way_to_base(from).contains(words), "{}", way_to_base(from));
         names("debian", "images:debian/12 local: --alias debian)");
         names("images:alpine/3.20", "incus image copy images:alpine/3.20 local: --alias NAME");
+        names("local:x", "incus image copy images:debian/12 local: --alias NAME");
         names("0123456789ab", "incus image alias create NAME 0123456789ab");
         names("x; id", "--alias NAME)");
     }

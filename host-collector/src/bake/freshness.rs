@@ -15,7 +15,6 @@ use super::{
 };
 use crate::agent_binary::AgentError;
 use crate::cloud::Cloud;
-use crate::error::Error;
 use crate::incus::{self, Image};
 
 /// What is wrong with the agent in a baked image.
@@ -109,74 +108,77 @@ impl fmt::Display for StaleImage {
     }
 }
 
+/// What [`Cloud::stale_images`] found.
+#[derive(Clone, Debug, Default)]
+#[non_exhaustive]
+pub struct StaleImages {
+    /// Every alias of a baked image that should be baked anew.
+    pub images: Vec<StaleImage>,
+    /// Why some could not be compared with the host's own agent: it is there, and cannot be used. A host without one has nothing
+    /// to compare with, and that is none.
+    pub agent_error: Option<AgentError>,
+}
+
 impl Cloud {
     /// Every alias that this client may see of a baked image that should be baked anew.
     ///
     /// # Errors
-    /// Where Incus does not answer, or the host's own agent is there and cannot be used, so that nobody can tell whether an
-    /// image has the same. A host without one has nothing to compare with, and that is no error.
-    pub async fn stale_images(&self) -> Result<Vec<StaleImage>, Error> {
+    /// Where Incus does not answer.
+    pub async fn stale_images(&self) -> Result<StaleImages, incus::Error> {
         let projects = self.incus().projects().await?;
         let mut looked_at = BTreeSet::new();
-        let mut stale = Vec::new();
+        let mut stale = StaleImages::default();
         for asked in &projects {
             for image in self.incus().images(asked).await? {
                 // A project that has none of its own is answered with those of `default`, which maybe cannot be seen itself.
                 let project = if projects.contains(&image.project) { &image.project } else { asked };
-                if !is_baked(&image) || !looked_at.insert((project.clone(), image.fingerprint.clone())) {
+                if !looked_at.insert((project.clone(), image.fingerprint.clone())) {
                     continue;
                 }
-                let own = self.own_digest(&image.architecture).await.map_err(Error::HostAgent)?;
                 for alias in &image.aliases {
-                    stale.extend(self.staleness(project, &alias.name, &image, own.as_deref()).await?);
+                    let (found, agent_error) = self.staleness(project, &alias.name, &image).await?;
+                    stale.images.extend(found);
+                    stale.agent_error = stale.agent_error.or(agent_error);
                 }
             }
         }
         Ok(stale)
     }
 
-    /// The digest of the host's own agent, where it has one for that architecture.
-    pub(crate) async fn own_digest(&self, architecture: &str) -> Result<Option<String>, AgentError> {
-        match self.agent().fetch(architecture).await {
-            Ok(agent) => Ok(Some(digest_text(agent.digest))),
-            Err(AgentError::Absent { .. } | AgentError::Architecture { .. }) => Ok(None),
-            Err(error) => Err(error),
-        }
-    }
-
-    /// What is wrong with an image that has that alias, where something is; `own` is the digest of the host's agent.
+    /// What is wrong with an image that has that alias, where something is; and why it could not be compared with the host's own
+    /// agent, where that is there and cannot be used.
     pub(crate) async fn staleness(
         &self,
         project: &str,
         alias: &str,
         image: &Image,
-        own: Option<&str>,
-    ) -> Result<Option<StaleImage>, incus::Error> {
-        let Some(base) = image.properties.get(PROPERTY_BASE_ALIAS).filter(|_| is_baked(image)) else { return Ok(None) };
-        let base_now = self.incus().alias(project, base).await?.map(|alias| alias.target);
+    ) -> Result<(Option<StaleImage>, Option<AgentError>), incus::Error> {
+        if !image.properties.contains_key(PROPERTY_BAKE) {
+            return Ok((None, None));
+        }
+        let base = image.properties.get(PROPERTY_BASE_ALIAS).cloned().unwrap_or_default();
+        let base_now = self.incus().alias(project, &base).await?.map(|alias| alias.target);
+        let (own, agent_error) = match self.agent().fetch(&image.architecture).await {
+            Ok(agent) => (Some(digest_text(agent.digest)), None),
+            Err(AgentError::Absent { .. } | AgentError::Architecture { .. }) => (None, None),
+            Err(error) => (None, Some(error)),
+        };
         let stale = StaleImage {
             project: project.to_owned(),
             alias: alias.to_owned(),
-            base: base.clone(),
+            base,
             is_ours: own_images(self.state()).has(image),
-            found: judge(image, base_now.as_deref(), own),
+            found: judge(image, base_now.as_deref(), own.as_deref()),
         };
-        Ok(Some(stale).filter(|stale| !stale.found.is_empty()))
+        Ok((Some(stale).filter(|stale| !stale.found.is_empty()), agent_error))
     }
 }
 
-fn is_baked(image: &Image) -> bool {
-    image.properties.contains_key(PROPERTY_BAKE)
-}
-
-/// Judges a baked image; nothing is found in one that was not baked. `base_now` is the fingerprint that its base alias points to,
+/// Judges a baked image. `base_now` is the fingerprint that its base alias points to,
 /// `own_digest` that of the host's own agent for its architecture, where there is one.
 fn judge(image: &Image, base_now: Option<&str>, own_digest: Option<&str>) -> Vec<Staleness> {
     let get = |key: &str| image.properties.get(key).cloned().unwrap_or_default();
     let mut found = Vec::new();
-    if !is_baked(image) {
-        return found;
-    }
     let contract = (get(PROPERTY_PROTOCOL), get(PROPERTY_SCHEMA_VERSION));
     if contract != (PROTOCOL.to_string(), SCHEMA_VERSION.to_string()) {
         found.push(Staleness::OtherContract { image: contract });
@@ -216,7 +218,6 @@ mod tests {
         assert_eq!(judge(&image(&[]), Some("f00dfeedf00dfeed"), Some("sha256:aa")), []);
         // Nobody can tell.
         assert_eq!(judge(&image(&[]), None, None), []);
-        assert_eq!(judge(&Image::default(), Some("f00d"), Some("sha256:bb")), [], "it was not baked");
     }
 
     #[test]

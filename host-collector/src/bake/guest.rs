@@ -43,6 +43,12 @@ size=$(wc -c <"$new")
 chmod "$3" "$new" && mv -f "$new" "$1" || exit 1
 "#;
 
+/// Prints mode, owner and content of the file `$1`.
+const GET: &str = r#"
+PATH=$PATH:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
+stat -c '%a %u' "$1" && exec cat "$1"
+"#;
+
 /// Runs the script at `$1`. It gets no input, and its two outputs are one.
 const PROVISION: &str = r#"exec </dev/null 2>&1; exec /bin/sh "$1""#;
 
@@ -94,9 +100,13 @@ impl Builder<'_> {
 
     /// Whether a file of ours is as it was put in.
     pub(super) async fn has(&self, file: &GuestFile) -> Result<bool, BakeError> {
-        match self.run(&["/bin/cat", file.path], &[][..], STEP_LIMIT).await {
-            Ok(Ran { code: Some(0), output, .. }) => Ok(output == file.text.as_bytes()),
-            Ok(Ran { code: Some(_), .. }) | Err(RunError::TooMuch) => Ok(false),
+        let command = ["/bin/sh", "-c", GET, "pika-cloud", file.path];
+        match self.run(&command, &[][..], STEP_LIMIT).await {
+            Ok(Ran { code: Some(0), output, .. }) => {
+                Ok(output == format!("{:o} 0\n{}", file.mode, file.text).as_bytes())
+            }
+            // One that is gone.
+            Ok(Ran { code: Some(1), .. }) | Err(RunError::TooMuch) => Ok(false),
             unknown => succeeded(&format!("reading {}", file.path), unknown).map(|_| false),
         }
     }

@@ -111,7 +111,16 @@ echo "$state"
 "#
 );
 
-/// These say, a line each, why the agent would not be started any more; nothing where it would.
+/// Says, a line each, what of the agent is no longer as it was put in; nothing where all is. An image without `stat` is believed.
+pub(super) const CHECK_AGENT: &str = script!(
+    r#"
+has=$(stat -c '%a %u' /usr/bin/pika-guest 2>/dev/null) || has='755 0'
+[ "$has" = '755 0' ] || echo "/usr/bin/pika-guest has another owner or other permissions"
+[ ! -f /etc/group ] || grep -q '^pika-cloud:' /etc/group || echo "the group pika-cloud is gone"
+"#
+);
+
+/// These say why the agent would not be started any more.
 const CHECK_SYSTEMD: &str = script!(
     r#"
 for unit in pika-guest.service pika-guest-supervise.socket; do
@@ -233,7 +242,7 @@ mod tests {
     #[test]
     fn every_script_is_one_for_sh() {
         let scripts = ALL.iter().flat_map(|init| init.enable().into_iter().chain(init.check()).chain([init.clean()]));
-        for script in scripts.chain([MAKE_GROUP, SETTLE_SYSTEMD]) {
+        for script in scripts.chain([MAKE_GROUP, SETTLE_SYSTEMD, CHECK_AGENT]) {
             let checked = Command::new("/bin/sh").args(["-n", "-c", script]).output().unwrap();
             assert!(checked.status.success(), "{script}: {checked:?}");
         }

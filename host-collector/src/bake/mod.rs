@@ -63,7 +63,7 @@ use pika_cloud_common::digest::Digest;
 
 pub(crate) use command::bake_command;
 pub use error::BakeError;
-pub use freshness::{StaleImage, Staleness};
+pub use freshness::{StaleImage, StaleImages, Staleness};
 pub use order::{Bake, BakeFile, NotABakeFile};
 pub use probe::Init;
 
@@ -134,8 +134,9 @@ pub struct Baked {
     pub agent_digest: String,
     /// Images that the alias had before, and that were deleted.
     pub deleted: Vec<String>,
-    /// What of earlier ones stays, and why: an image that an instance was made from, or that was not baked from here. `reconcile`
-    /// deletes what was, once nothing needs it.
+    /// The image that the alias had before, where it was not baked from this state dir: it stays, and nobody here deletes it.
+    pub foreign: Option<String>,
+    /// What of ours stays for now, and why: another alias or an instance needs it. `reconcile` deletes it once nothing does.
     pub kept: Vec<String>,
     /// What could not be removed, and why: the builder may still be there. `reconcile`, or the next bake, goes on with that.
     pub left: Option<String>,

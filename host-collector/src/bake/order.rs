@@ -136,8 +136,11 @@ impl BakeFile {
         if let Some(folder) = VOLATILE.iter().find(|folder| parts.first() == folder.get(1..).as_ref()) {
             return bad(format!("what lies below {folder} is not part of an image: name another destination"));
         }
-        if Init::all_files().any(|path| path == self.dest) {
-            return bad("that file is pika-guest's own: name another destination; what a unit of it is to do beside, a drop-in says".to_owned());
+        // In most images `/bin` is `/usr/bin`. What comes there by other ways is found once it is there.
+        if Init::all_files().any(|path| path == self.dest || path.strip_prefix("/usr") == Some(&self.dest)) {
+            let problem = "that file is pika-guest's own: name another destination; what a unit of it is to do beside, a drop-in \
+                           says";
+            return bad(problem.to_owned());
         }
         if self.mode.is_some_and(|mode| mode > 0o7777) {
             return bad("the mode must be permissions alone, such as 0644".to_owned());
@@ -210,6 +213,9 @@ mod tests {
                 check(&|order| order.files.push(file(&source, dest))).unwrap_err().contains("destination"),
                 "{dest}"
             );
+        }
+        for dest in Init::all_files().chain(["/bin/pika-guest"]) {
+            assert!(check(&|order| order.files.push(file(&source, dest))).unwrap_err().contains("pika-guest's own"));
         }
         for source in [folder.path().join("absent"), folder.path().to_owned()] {
             assert!(check(&|order| order.files.push(file(&source, "/etc/x"))).unwrap_err().contains("the source"));

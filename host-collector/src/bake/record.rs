@@ -57,6 +57,9 @@ pub(crate) struct Record {
     /// Images whose place it took, or was about to take: they are ours.
     #[serde(default)]
     pub(crate) replaced: Vec<String>,
+    /// Images of which it was last seen that somebody needs them.
+    #[serde(default)]
+    pub(crate) kept: Vec<String>,
 }
 
 impl Record {
@@ -225,6 +228,16 @@ impl Held {
     pub(crate) fn swapped(&mut self) -> Result<(), StateDirError> {
         self.record.swapped = true;
         self.write()
+    }
+
+    /// Which images somebody needs; whether that is another answer than before. [`Held::age`] counts from a change on.
+    pub(crate) fn keeps(&mut self, kept: Vec<String>) -> Result<bool, StateDirError> {
+        let is_another = self.record.kept != kept;
+        if is_another {
+            self.record.kept = kept;
+            self.write()?;
+        }
+        Ok(is_another)
     }
 
     fn write(&self) -> Result<(), StateDirError> {

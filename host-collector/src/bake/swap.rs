@@ -56,6 +56,7 @@ async fn try_swap(
 ) -> Result<bool, BakeError> {
     let (project, to) = (held.record().project.clone(), held.record().to.clone());
     let fail = || BakeError::incus("pointing the alias to the image");
+    *foreign = None;
     let Some(alias) = client.alias(&project, &to).await.map_err(fail())? else {
         return client.make_alias(&project, &to, fingerprint).await.map_err(fail());
     };
@@ -142,7 +143,7 @@ mod tests {
             let folder = tempfile::tempdir().unwrap();
             let mut held = held(&StateDir::open(folder.path()).unwrap());
             let (fake, target) = incus(lost, carries_out);
-            swap(&fake.client, &mut held, "0e3").await.unwrap();
+            assert_eq!(swap(&fake.client, &mut held, "0e3").await.unwrap(), None, "it is ours");
             assert_eq!(*target.lock().unwrap(), "0e3", "{lost} {carries_out}");
             let puts = fake.asked().iter().filter(|asked| asked.starts_with("PUT")).count();
             assert_eq!(puts, if carries_out { 1 } else { lost as usize + 1 });
@@ -169,7 +170,7 @@ mod tests {
         let mut held = Held::begin(&state, "default", "ci").unwrap();
         held.published(&image("0e3")).unwrap();
         let (fake, _) = incus(0, true);
-        swap(&fake.client, &mut held, "0e3").await.unwrap();
+        assert_eq!(swap(&fake.client, &mut held, "0e3").await.unwrap().as_deref(), Some("01d"));
         assert_eq!(held.record().replaced, Vec::<String>::new());
     }
 }

@@ -139,9 +139,9 @@ fn plan_image(record: &Record, found: &Found, image: &Seen) -> Option<Step> {
         Seen { .. } if found.creating => {
             Some(Step::Wait("Incus is making an instance, maybe from an image that is to go"))
         }
-        Seen { .. } if found.is_recent && (record.swapping || !is_own) => {
-            Some(Step::Wait("an alias was moved just now, and somebody may still have read where it pointed"))
-        }
+        Seen { .. } if found.is_recent && (record.swapping || !is_own) => Some(Step::Wait(
+            "an alias was moved or removed just now, and somebody may still have read where it pointed",
+        )),
         Seen { .. } => Some(Step::DeleteImage(fingerprint)),
     }
 }
@@ -182,6 +182,10 @@ pub(crate) async fn tidy(client: &Client, owner: &str, mut held: Held, limit: Du
             held.swapped()?;
         }
         let steps = plan(held.record(), &found);
+        // What lost its last alias just now may still be looked for by whoever read that.
+        if found.is_told && held.keeps(steps.iter().filter_map(kept_fingerprint).collect())? {
+            continue;
+        }
         if act(client, owner, held.record(), &steps, &mut tidied).await? {
             continue;
         }
@@ -225,6 +229,10 @@ async fn act(
         return Ok(true);
     }
     Ok(false)
+}
+
+fn kept_fingerprint(step: &Step) -> Option<String> {
+    if let Step::Keep { fingerprint, .. } = step { Some(fingerprint.clone()) } else { None }
 }
 
 fn kept(step: &Step) -> Option<String> {

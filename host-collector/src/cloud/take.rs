@@ -136,12 +136,12 @@ impl Cloud {
             return Ok(());
         }
         let (project, alias) = (&spec.incus.project, &spec.incus.image_alias);
-        let own = self.own_digest(&image.architecture).await.unwrap_or_else(|error| {
+        let (stale, agent_error) = self.staleness(project, alias, image).await?;
+        if let Some(error) = agent_error {
             // The image has one.
             tracing::warn!("{error}");
-            None
-        });
-        match self.staleness(project, alias, image, own.as_deref()).await? {
+        }
+        match stale {
             Some(stale) if stale.is_error() => return Err(Error::ImageAgent(Box::new(stale))),
             Some(stale) => tracing::warn!("{stale}; to bake it anew: {}", stale.mend()),
             None => {}

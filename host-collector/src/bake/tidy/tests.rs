@@ -265,6 +265,29 @@ async fn operations_that_cannot_be_read_are_not_taken_for_none() {
     }
 }
 
+/// Whoever read its last alias before that went may still be about to make an instance of it.
+#[tokio::test(start_paused = true)]
+async fn an_image_that_was_needed_until_just_now_stays_for_a_moment() {
+    let rig = Rig::new(Has { images: vec![of_bake("01d", &["stable"])], ..Has::default() });
+    let replaced = |held: &mut Held| {
+        held.published(&view("0e3")).unwrap();
+        held.images().add(&view("01d")).unwrap();
+        held.replaces("01d").unwrap();
+    };
+    let (deleted, tidied) = rig.tidy(rig.died(replaced)).await;
+    assert!(deleted.is_empty() && tidied.kept[0].contains("stable"), "{tidied:?}");
+
+    let rig = Rig::new(Has { images: vec![of_bake("01d", &[])], ..Has::default() });
+    let needed = |held: &mut Held| {
+        replaced(held);
+        held.keeps(vec!["01d".to_owned()]).unwrap();
+    };
+    let (deleted, tidied) = rig.tidy(rig.died(needed)).await;
+    assert!(deleted.is_empty() && tidied.unfinished.is_some_and(|what| what.contains("alias")), "{tidied:?}");
+    let rig = Rig::new(Has { images: vec![of_bake("01d", &[])], ..Has::default() });
+    assert_eq!(rig.tidy(rig.died(replaced)).await.0, ["01d"]);
+}
+
 /// An alias may move between a look and what was concluded from it.
 #[tokio::test(start_paused = true)]
 async fn images_are_looked_at_right_before_each_deletion() {

@@ -38,7 +38,7 @@ pub(crate) struct Args {
     #[arg(long, global = true, value_name = "PATH")]
     agent: Option<PathBuf>,
 
-    /// Print JSON: journal records as JSON lines for run, ensure and watch, a document for inspect and bake, one a line for list, doctor and reconcile
+    /// Print JSON: journal records as JSON lines for run, ensure and watch, a document for inspect, list and bake, one a line for doctor and reconcile
     #[arg(long, global = true)]
     pub(crate) json: bool,
 

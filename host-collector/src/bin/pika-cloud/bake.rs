@@ -1,6 +1,7 @@
 //! `bake`: what is done, what the provisioning script prints, and what came of it.
 
 use std::process::ExitCode;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use pika_cloud_common::verdict::EXIT_CANCELLED;
@@ -25,7 +26,9 @@ pub(crate) async fn bake(cloud: &Cloud, args: &args::Bake, json: bool) -> Result
         ..Bake::new(&args.from, &args.to)
     };
     let began = Instant::now();
+    let is_baked = AtomicBool::new(false);
     let mut tell = |progress: BakeProgress<'_>| match progress {
+        BakeProgress::Baked(_) => is_baked.store(true, Ordering::Relaxed),
         BakeProgress::Step(what) => print::phase(began.elapsed(), "baking", what),
         // Standard output is the document's.
         BakeProgress::Output(bytes) if json => print::log_beside(bytes),
@@ -39,6 +42,13 @@ pub(crate) async fn bake(cloud: &Cloud, args: &args::Bake, json: bool) -> Result
         tokio::select! {
             baked = &mut baking => break baked,
             wish = wishes.next() => match wish {
+                Wish::Cancel | Wish::Detach if is_baked.load(Ordering::Relaxed) => {
+                    print::note("it is baked, and what it replaces is being removed; once more to leave that to `pika-cloud reconcile`");
+                }
+                Wish::Now if is_baked.load(Ordering::Relaxed) => {
+                    print::note("it is baked: `pika-cloud reconcile` removes what it replaced");
+                    return Ok(ExitCode::SUCCESS);
+                }
                 Wish::Cancel | Wish::Detach => {
                     print::note("interrupted: removing what was made for the image; once more to leave at once");
                     // `bake` holds the other end.
@@ -69,6 +79,10 @@ fn show(args: &args::Bake, baked: &Baked, json: bool, took: Duration) {
     for fingerprint in &baked.deleted {
         print::phase(took, "baking", &format!("deleted the image that {} had before, {fingerprint}", args.to));
     }
+    if let Some(foreign) = &baked.foreign {
+        let whose = "it was not baked from this state dir, and stays";
+        print::phase(took, "baking", &format!("the image that {} had before is {foreign}: {whose}", args.to));
+    }
     for kept in &baked.kept {
         print::phase(took, "baking", &format!("kept {kept}; `pika-cloud reconcile` looks again"));
     }
@@ -80,7 +94,7 @@ fn show(args: &args::Bake, baked: &Baked, json: bool, took: Duration) {
             "alias": args.to, "fingerprint": fingerprint, "bake": baked.bake, "init": baked.init.name(),
             "base_alias": args.from, "base_fingerprint": base_fingerprint,
             "agent_version": agent_version, "agent_digest": agent_digest,
-            "deleted": baked.deleted, "kept": baked.kept, "left": baked.left,
+            "deleted": baked.deleted, "foreign": baked.foreign, "kept": baked.kept, "left": baked.left,
         });
         print::line(&document.to_string());
     }

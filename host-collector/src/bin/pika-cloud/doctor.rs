@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use pika_host_collector::bake::StaleImage;
 use pika_host_collector::incus::{self, Client};
-use pika_host_collector::{AgentError, AgentSource, Cloud, Config, Error, Origin};
+use pika_host_collector::{AgentError, AgentSource, Cloud, Config, Origin};
 
 use serde_json::json;
 
@@ -96,13 +96,15 @@ fn state_dir_finding(config: &Config) -> Finding {
 async fn images(config: &Config) -> Vec<Finding> {
     // Where the state dir cannot be used, that is said already.
     let Ok(cloud) = Cloud::connect(config) else { return Vec::new() };
-    let failed = |what: String| Finding::Missing { what, mend: "see Incus's log".to_owned() };
     match cloud.stale_images().await {
-        // That is said already.
-        Err(Error::HostAgent(_)) => Vec::new(),
-        Err(error) => vec![failed(error.to_string())],
-        Ok(stale) => stale.iter().map(image).collect(),
+        Err(error) => vec![Finding::Missing { what: error.to_string(), mend: "see Incus's log".to_owned() }],
+        Ok(stale) => stale.agent_error.iter().map(not_compared).chain(stale.images.iter().map(image)).collect(),
     }
+}
+
+fn not_compared(error: &AgentError) -> Finding {
+    let what = format!("baked images cannot be compared with the host's own agent: {error}");
+    Finding::Missing { what, mend: "cargo xtask agent, and put what it builds in its place".to_owned() }
 }
 
 fn image(stale: &StaleImage) -> Finding {
