@@ -4,6 +4,7 @@
 mod rig;
 
 use std::os::unix::process::CommandExt as _;
+use std::path::Path;
 use std::process::{Child, Command};
 use std::time::{Duration, Instant};
 
@@ -140,7 +141,10 @@ fn signals_are_passed_on_to_the_whole_group() {
             "(trap 'echo child; exit' {name}; echo up; while :; do sleep 0.02; done) & trap '{wait}; exit 7' {name}; \
              echo up; while :; do sleep 0.02; done"
         );
-        let mut child = spawn(&guest, &[], &script);
+        // Whoever started the tests in the background has QUIT ignored, and no shell may undo that.
+        let agent = rig::binary();
+        let args = ["--default-signal", agent.to_str().unwrap(), "run", "--", "/bin/sh", "-c", &script];
+        let mut child = guest.command_of(Path::new("env"), &args).spawn().unwrap();
         eventually("both are up", || guest.path("logs/guest.log").exists() && log(&guest).contains("up\nup\n"));
         let kill = Command::new("kill").arg(format!("-{number}")).arg(child.id().to_string()).status().unwrap();
         assert!(kill.success());
@@ -210,7 +214,7 @@ fn an_end_that_the_init_asks_for_comes_within_the_grace() {
         kill -TERM $agent
         wait $agent";
     let guest = Guest::new();
-    let mut command = guest.command_of(std::path::Path::new("unshare"), &["--pid", "--fork", "--kill-child"]);
+    let mut command = guest.command_of(Path::new("unshare"), &["--pid", "--fork", "--kill-child"]);
     command.args(["--mount-proc", "/bin/sh", "-c", INIT, "init"]).arg(rig::binary());
     let began = Instant::now();
     let outcome = finish(command, b"");

@@ -71,7 +71,7 @@ fn a_job_in_a_vm_with_incus_agent_goes_on_when_its_collector_is_killed() {
     let Some(vms) = IncusVms::get() else { return };
     let stage = Stage::new("agent");
     let command = "pika-guest ready; i=0; while [ ! -e /tmp/gate ]; do echo $i; i=$((i+1)); sleep 1; done
-        echo done; cp $PIKA_CLOUD_DIR/logs/guest.log $PIKA_CLOUD_DIR/artifacts/seen";
+        echo done; until grep -q done $PIKA_CLOUD_DIR/logs/guest.log; do sleep 1; done; cp $PIKA_CLOUD_DIR/logs/guest.log $PIKA_CLOUD_DIR/artifacts/seen";
     let spec = vms.spec(&stage, VmKind::WithIncusAgent, command);
     let mut job = vms.start(&stage, &spec);
     job.wait_ready(1);
