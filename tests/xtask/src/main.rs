@@ -43,7 +43,7 @@ Commands that need a real Incus (as root; each starts a private daemon and takes
   bench [--json]         Measure against the limits that the project promises
   incus [--bare]         Keep a private daemon with the test images until Ctrl-C, and print how to reach
                          it. --bare: without building pika-guest, only the image that has no agent
-  ci                     What a change must pass: format, clippy, docs, the agent's size, `nix`, then every test
+  ci                     What a change must pass: format, clippy, docs, the agent's size, `nix`, then `test`
 
 Commands that need nothing:
   sim [--seeds N] [--seed S]

@@ -260,21 +260,7 @@ pub(crate) fn ci() -> Result<()> {
     run::shown(doc.env("RUSTDOCFLAGS", "-D warnings"))?;
     cargo::checked_agent()?;
     nix::check()?;
-    let in_incus_vms = match vm::unfit() {
-        Some(why) => {
-            say::step(&format!("No tests in Incus's own VMs: {why}"));
-            Ok(())
-        }
-        None => test_in_incus_vms(&TestArgs::default()),
-    };
-    match &in_incus_vms {
-        Err(Failure::Interrupted(_)) => return in_incus_vms,
-        // Said now, in case the others fail as well, which run all the same.
-        Err(failure) => failure.text().iter().for_each(|text| say::error(text)),
-        Ok(()) => {}
-    }
-    let others = test(&TestArgs::default());
-    in_incus_vms.and(others)
+    test(&TestArgs::default())
 }
 
 #[cfg(test)]

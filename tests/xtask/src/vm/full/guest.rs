@@ -48,7 +48,13 @@ modprobe virtio_rng || fail 'there is no virtio_rng'
 # For whoever wants to look around.
 (while :; do setsid sh -i; sleep 1; done) </dev/ttyS1 >/dev/ttyS1 2>&1 &
 step 'Start Incus'
-incusd --group root >/var/log/incusd.log 2>&1 &
+# It was seen to die in here, on the emulated CPU. As systemd does on a host, it is started again: VMs live on meanwhile.
+died='^(fatal error|panic|runtime:|unexpected fault|SIG[A-Z]+:)'
+(while :; do
+    incusd --group root >>/var/log/incusd.log 2>&1
+    step "Incus ended with $?: $(grep -E "$died" /var/log/incusd.log | tail -n 3)"
+    sleep 1
+done) &
 incusd waitready --timeout=600 || fail 'Incus does not answer'
 quietly() { "$@" >/tmp/quietly 2>&1 || { cat /tmp/quietly; fail "failed: $*"; }; }
 quietly incus storage create default dir
@@ -79,7 +85,7 @@ cd /payload
 timeout -k 10 @LIMIT@ bin/tests --nocapture @ARGS@
 code=$?
 step "The tests ended with $code"
-grep -E 'level=(warning|error)' /var/log/incusd.log >/dev/ttyS0
+grep -E "level=(warning|error)|$died" /var/log/incusd.log >/dev/ttyS0
 echo $code >"$result"
 sync
 sleep 1
