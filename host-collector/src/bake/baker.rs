@@ -360,7 +360,14 @@ impl Baking<'_> {
     async fn check_agent(&self, builder: &Builder<'_>, init: Init) -> Result<(), BakeError> {
         let Builder { client, project, name } = *builder;
         let changed = |problem: String| Err(BakeError::AgentChanged { problem });
-        match agent_version(client, project, name, AGENT_PATH).await {
+        let mut said = agent_version(client, project, name, AGENT_PATH).await;
+        for _ in 0..2 {
+            // Incus was seen to lose the output of a program that succeeded.
+            if matches!(said, Err(PutError::NotRunning { code: Some(0), .. })) {
+                said = agent_version(client, project, name, AGENT_PATH).await;
+            }
+        }
+        match said {
             Ok(version) if version.digest() == Some(self.agent.digest) => {}
             Ok(_) => return changed(format!("{AGENT_PATH} is another program")),
             // That says nothing of the program.
