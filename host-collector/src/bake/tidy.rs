@@ -235,6 +235,7 @@ fn kept_fingerprint(step: &Step) -> Option<String> {
     if let Step::Keep { fingerprint, .. } = step { Some(fingerprint.clone()) } else { None }
 }
 
+/// For a person. Aliases of others are in it.
 fn kept(step: &Step) -> Option<String> {
     match step {
         Step::Keep { fingerprint, why } => Some(format!("image {}: {why}", short(fingerprint))),

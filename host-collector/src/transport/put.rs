@@ -22,6 +22,9 @@ use crate::incus::{Client, Error};
 /// How long a guest may take to store the agent: less than two MiB.
 const PUT_TIMEOUT: Duration = Duration::from_secs(30);
 
+/// How often an agent is asked again that succeeds and says nothing: its answer was seen to get lost on its way through Incus.
+const ASKED_AGAIN: u32 = 2;
+
 /// How long an agent may take to say its version.
 const VERSION_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -198,8 +201,15 @@ pub(crate) async fn agent_version(
     instance: &str,
     path: &str,
 ) -> Result<AgentVersion, PutError> {
-    let asked = run(client, (project, instance), &[path, "version", "--json"], &[][..], VERSION_TIMEOUT).await;
-    let ran = asked.map_err(|error| PutError::of(instance, format!("`{path} version --json`"), error))?;
+    let command = [path, "version", "--json"];
+    let ask = || run(client, (project, instance), &command, &[][..], VERSION_TIMEOUT);
+    let failed = |error| PutError::of(instance, format!("`{path} version --json`"), error);
+    let mut ran = ask().await.map_err(failed)?;
+    for _ in 0..ASKED_AGAIN {
+        if ran.code == Some(0) && ran.output.is_empty() {
+            ran = ask().await.map_err(failed)?;
+        }
+    }
     let answer = serde_json::from_slice(&ran.output).ok().filter(|_| ran.code == Some(0));
     answer.ok_or_else(|| PutError::NotRunning {
         instance: instance.to_owned(),

@@ -31,18 +31,15 @@ use crate::{debian, place, run, say};
 /// The version that the rig was tried with.
 const DEVICE_VERSION: &str = "0.3.0";
 
-/// Why there can be no VMs on this machine.
-pub(crate) fn unfit() -> Option<&'static str> {
-    let why = "the VM rig boots an x86_64 kernel with this machine's own agent, and this is no x86_64 machine";
-    (place::ARCH != "x86_64").then_some(why)
-}
+/// Why there are no VMs on other machines.
+const UNFIT: &str = "the VM rig boots an x86_64 kernel with this machine's own agent, and this is no x86_64 machine";
 
 /// Provides all of them, with this agent in the guest. Gives the environment in which the tests find them; QEMU itself is in
 /// `PATH`.
 pub(crate) fn provide(busybox: &Path, agent: &Path) -> Result<Vec<(&'static str, OsString)>> {
-    if let Some(why) = unfit() {
-        say::step(&format!("No quick VMs: {why}"));
-        return Ok(vec![("PIKA_TEST_VM_SKIP", why.into())]);
+    if place::ARCH != "x86_64" {
+        say::step(&format!("No quick VMs: {UNFIT}"));
+        return Ok(vec![("PIKA_TEST_VM_SKIP", UNFIT.into())]);
     }
     debian::provide_qemu()?;
     debian::provide_mke2fs()?;

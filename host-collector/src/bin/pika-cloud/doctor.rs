@@ -7,7 +7,6 @@ use std::time::Duration;
 use pika_host_collector::bake::StaleImage;
 use pika_host_collector::incus::{self, Client};
 use pika_host_collector::{AgentError, AgentSource, Cloud, Config, Origin};
-
 use serde_json::json;
 
 use crate::args::Args;
@@ -74,9 +73,9 @@ pub(crate) async fn doctor(args: &Args) -> Result<ExitCode, Failure> {
             print::line(&json!({ "finding": word, "what": what, "mend": mend }).to_string());
             continue;
         }
-        print::line(&format!("{word:<8} {what}"));
+        print::line(&print::plain(&format!("{word:<8} {what}")));
         if let Some((introduction, mend)) = way_out {
-            print::line(&format!("         {introduction}: {mend}"));
+            print::line(&print::plain(&format!("         {introduction}: {mend}")));
         }
     }
     Ok(if missing == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })

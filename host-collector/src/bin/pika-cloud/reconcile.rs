@@ -35,7 +35,9 @@ fn show(report: &ReconcileReport, json: bool) {
             print::line(&row(step, word, detail).to_string());
         } else {
             let detail = detail.map(|detail| format!(": {detail}")).unwrap_or_default();
-            print::line(&format!("{:<9} {} ({}): {word}{detail}", step.verb(), step.name(), step.why()));
+            // Names and aliases of others are in it.
+            let line = format!("{:<9} {} ({}): {word}{detail}", step.verb(), step.name(), step.why());
+            print::line(&print::plain(&line));
         }
     }
     if report.done.is_empty() && !json {

@@ -30,10 +30,10 @@ use std::path::Path;
 use std::process::Command;
 
 use self::guest::{OuterGuest, Pieces};
-use super::{folder, kernel, remove_old};
+use super::{UNFIT, folder, kernel, remove_old};
 use crate::debian::provide_vm_tools;
 use crate::failure::{Failure, Result, Tried};
-use crate::{run, say};
+use crate::{place, run, say};
 
 /// So many outer guests share the tests, with one CPU and up to 4 GiB each: 3 of the guest, the rest its translated code.
 const GUESTS: usize = 2;
@@ -48,8 +48,8 @@ pub(crate) struct Programs<'a> {
 
 /// Runs the tests whose name contains the filter, shared out to outer guests. What else the test program is told, it is told in each.
 pub(crate) fn test(busybox: &Path, programs: &Programs<'_>, filter: Option<&str>, passed_on: &[String]) -> Result<()> {
-    if let Some(why) = super::unfit() {
-        return Err(Failure::step(why));
+    if place::ARCH != "x86_64" {
+        return Err(Failure::step(UNFIT));
     }
     provide_vm_tools()?;
     let guest = super::guest(busybox, programs.agent, &kernel::GENERIC)?;
