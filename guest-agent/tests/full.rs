@@ -87,6 +87,20 @@ fn a_workload_that_fills_it_still_ends_as_it_did() {
     assert!(log.len() < 300_007);
 }
 
+/// The agent's own files take and give back some blocks at any moment; that is no room.
+#[test]
+fn a_few_free_blocks_are_no_room() {
+    for (blocks, is_full) in [("-32K", true), ("-256K", false)] {
+        let Some(small) = Small::new("size=2m") else { return };
+        assert_eq!(
+            small.run(&format!("{FILL} 2>/dev/null; truncate -s {blocks} $PIKA_CLOUD_DIR/fill; exit 3")).code,
+            3
+        );
+        let full = small.failed().details.unwrap().get("full").cloned();
+        assert_eq!(full, is_full.then(|| small.name()), "{blocks}");
+    }
+}
+
 #[test]
 fn progress_is_refused_before_states_and_states_before_the_end() {
     let Some(small) = Small::new("size=320k") else { return };

@@ -108,7 +108,7 @@ pub struct Ack {
     #[serde(deserialize_with = "crate::bounded::count")]
     #[cfg_attr(feature = "schema", schemars(range(max = crate::limits::MAX_COUNT)))]
     pub seq: u64,
-    /// The next byte of each log file.
+    /// The next byte of each log file of which more is durable than the session's earlier ones said.
     #[serde(default)]
     pub logs: BTreeMap<String, u64>,
 }

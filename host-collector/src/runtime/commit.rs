@@ -181,11 +181,10 @@ impl Core {
         if batch.opens_session {
             self.open_session();
         }
-        if let Some((stream_id, ack)) = batch.ack.filter(|(_, ack)| *ack != self.acked)
-            && self.has_open(&stream_id)
-        {
-            self.acked.clone_from(&ack);
-            self.send(HostMessage::Ack(ack));
+        let is_last = batch.last || batch.has_last_word();
+        if let Some((stream_id, durable)) = batch.ack {
+            self.acks.owe(stream_id, durable);
+            self.acknowledge(is_last);
         }
         for then in batch.then {
             match then {
@@ -205,10 +204,18 @@ impl Core {
         }
     }
 
-    /// Whether a session is open, and of that stream: numbers of another would make the guest forget what nobody has.
-    fn has_open(&self, stream_id: &str) -> bool {
+    /// The stream of the session that is open.
+    pub(super) fn open_stream(&self) -> Option<&str> {
         let session = self.session.as_ref().filter(|session| session.is_open());
-        session.and_then(Session::cursor).is_some_and(|cursor| cursor.stream_id == stream_id)
+        session.and_then(Session::cursor).map(|cursor| cursor.stream_id.as_str())
+    }
+
+    /// Tells the guest what is durable, where that is due.
+    pub(super) fn acknowledge(&mut self, at_once: bool) {
+        let Some(stream_id) = self.open_stream().map(str::to_owned) else { return };
+        if let Some(ack) = self.acks.take_due(&stream_id, at_once, self.now.mono) {
+            self.send(HostMessage::Ack(ack));
+        }
     }
 
     /// Sends a message, where there is a session.

@@ -18,6 +18,7 @@
 //! none, and the effects are there to be taken. What can fail here: the journal, and then the shell drops the core and
 //! destroys nothing; everything else is an input of the machine.
 
+mod acks;
 mod collecting;
 mod commit;
 mod console;
@@ -34,7 +35,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use pika_cloud_common::spec::OutputCollectionMode;
-use pika_cloud_common::wire::Ack;
 use pika_cloud_common::{Command, RuntimeSpec};
 
 use crate::clock::Now;
@@ -42,6 +42,7 @@ use crate::incus::VsockAddress;
 use crate::journal::{Commit, Records, View};
 use crate::machine::{Input, Machine, Phase, Plan, SessionLoss, Transition};
 use crate::session::Session;
+use acks::Acks;
 use collecting::Collecting;
 use commit::Batch;
 use intake::Intake;
@@ -84,7 +85,7 @@ pub struct Core {
     next_commit: Batch,
     /// What the machine hears once it heard the guest's last word.
     held: Vec<Input>,
-    acked: Ack,
+    acks: Acks,
     /// When what is gathered beside events is committed at the latest.
     gather_until: Option<Duration>,
     calls: Calls,
@@ -158,7 +159,7 @@ impl Core {
             in_commit: None,
             next_commit: Batch::default(),
             held: Vec::new(),
-            acked: Ack { seq: 0, logs: BTreeMap::new() },
+            acks: Acks::new(),
             gather_until: None,
             calls: Calls::default(),
             instance: spec.identity.instance_name.clone(),
@@ -313,6 +314,7 @@ impl Core {
         self.now = now;
         self.excuse_silence();
         self.tick_session();
+        self.acknowledge(false);
         self.tick_collecting();
         self.step(Input::Tick);
         self.settle();
@@ -325,7 +327,8 @@ impl Core {
         let gather = self.gather_until.filter(|_| self.in_commit.is_none());
         // Nothing is judged while the guest's last word waits for the disk.
         let machine = self.machine.next_tick().filter(|_| !self.awaits_last_word());
-        [machine, session, collecting, gather].into_iter().flatten().min()
+        let ack = self.acks.next_tick().filter(|_| self.open_stream().is_some());
+        [machine, session, collecting, gather, ack].into_iter().flatten().min()
     }
 
     /// The guest's last word stands in the journal as soon as it came, so that nothing that is seen while it waits for the

@@ -1,11 +1,10 @@
 //! One session after the other: opening it, taking what the guest says into records, logs and artifacts, and losing it.
 
-use std::collections::BTreeMap;
-
 use pika_cloud_common::digest::Digest;
 use pika_cloud_common::spec::Incus;
-use pika_cloud_common::wire::{Ack, EndReason, Entry, ErrorCode, Notice, SessionError};
+use pika_cloud_common::wire::{EndReason, Entry, ErrorCode, Notice, SessionError};
 
+use super::acks::Acks;
 use super::commit::Batch;
 use super::route::{Peer, Way, is_still_at, stranger};
 use super::{Call, Core, Effect, Outputs, Seen};
@@ -39,8 +38,7 @@ impl Core {
         let machine = self.peer.machine();
         let (session, hello) = Session::open(view.term, cursor, machine, self.now.mono);
         self.session = Some(session);
-        // What was acknowledged in an earlier one may not have arrived there.
-        self.acked = Ack { seq: 0, logs: BTreeMap::new() };
+        self.acks = Acks::new();
         self.instance_status = Some("Running".to_owned());
         self.send(hello);
     }
