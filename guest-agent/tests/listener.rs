@@ -154,6 +154,25 @@ fn a_service_manager_that_hangs_is_not_waited_for() {
     serve.session(Role::Observer);
 }
 
+/// While a machine boots its manager may have no room for a word; this one it waits for.
+#[test]
+fn that_it_is_ready_is_said_again_where_it_was_not_heard() {
+    let guest = Guest::new();
+    let path = guest.dir.path().join("agent.sock");
+    let socket = guest.dir.path().join("notify");
+    let manager = UnixDatagram::bind(&socket).unwrap();
+    let others = UnixDatagram::unbound().unwrap();
+    others.set_nonblocking(true).unwrap();
+    while others.send_to(b"X=1\n", &socket).is_ok() {}
+    let mut command = Serve::command(&guest, &path, &["--no-vsock"]);
+    command.env("NOTIFY_SOCKET", &socket);
+    let serve = Serve::spawn(command, &path);
+    serve.find("listens on");
+    serve.session(Role::Observer);
+    manager.set_read_timeout(Some(SOON)).unwrap();
+    while !told(&manager).contains("READY=1") {}
+}
+
 /// Nor is whoever should read what it says.
 #[test]
 fn a_log_that_nobody_reads_stops_nothing() {

@@ -89,8 +89,11 @@ impl ArtifactTree {
         let partial = folder.join("artifacts.partial");
         let io =
             |doing| move |source: io::Error| ArtifactError::Io { path: "artifacts.partial".to_owned(), doing, source };
-        match fs::remove_dir_all(&partial) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(io("removing an earlier try")(error)),
+        // Out of the way at once: to remove what a guest filled may take a while.
+        match fs::rename(&partial, crate::state_dir::temporary_beside(&partial)) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                return Err(io("putting an earlier try aside")(error));
+            }
             _ => {}
         }
         fs::create_dir_all(&partial).map_err(io("making the folder"))?;
@@ -109,6 +112,16 @@ impl ArtifactTree {
             files: 0,
             bytes: 0,
         })
+    }
+
+    /// Removes the tries that were put aside, this one's and those of a process that died meanwhile. Best effort: what stays
+    /// goes with the next try, or with the folder.
+    pub(crate) fn remove_abandoned(folder: &Path) {
+        for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
+            if entry.file_name().to_string_lossy().starts_with(".artifacts.partial.") {
+                let _ = fs::remove_dir_all(entry.path());
+            }
+        }
     }
 
     /// Files that are whole.
@@ -220,6 +233,10 @@ impl ArtifactTree {
 
     /// Makes a folder with its parents.
     fn make_folders(&mut self, path: &str) -> Result<(), ArtifactError> {
+        // Mostly it is there: the guest sends a folder's files one after another.
+        if self.open_beneath(path, FOLDER, Mode::empty()).is_ok() {
+            return Ok(());
+        }
         let ends = path.match_indices('/').map(|(at, _)| at).chain([path.len()]);
         for end in ends {
             self.make_folder(&path[..end])?;

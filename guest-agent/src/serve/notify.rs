@@ -7,8 +7,9 @@
 //!   is told to end       STOPPING=1
 //! ```
 //!
-//! Best effort, and never waited for: a service manager that hangs is no reason not to serve. That is why the few bytes are sent
-//! from here: the usual crate for it waits for room in the manager's queue.
+//! Never waited for: a service manager that hangs is no reason not to serve. That is why the few bytes are sent from here: the
+//! usual crate for it waits for room in the manager's queue. Best effort, but for `READY=1`: one that found no room, while a
+//! machine boots and all of its services speak, is said again until it did.
 
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStrExt as _;
@@ -28,9 +29,21 @@ pub(super) struct Manager {
     socket: Option<OsString>,
     /// How often it wants to hear from us, and when next.
     watchdog: Option<(Duration, Instant)>,
-    ready: bool,
+    ready: Ready,
     status: String,
 }
+
+/// Whether it was said that all is well.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Ready {
+    NotYet,
+    /// It is, and could not be said: when to say it again.
+    Unsaid(Instant),
+    Said,
+}
+
+/// How long it takes until there may be room in the manager's queue.
+const AGAIN: Duration = Duration::from_millis(500);
 
 impl Manager {
     pub(super) fn new(now: Instant) -> Self {
@@ -40,13 +53,24 @@ impl Manager {
         Self {
             socket: std::env::var_os("NOTIFY_SOCKET").filter(|name| !name.is_empty()),
             watchdog: limit.map(|limit| (limit / 2, now)),
-            ready: false,
+            ready: Ready::NotYet,
             status: String::new(),
         }
     }
 
-    /// Says that it lives, where that is due; gives when it is due again.
+    /// Says what is due; gives when something is due again.
     pub(super) fn tick(&mut self, now: Instant) -> Option<Instant> {
+        if let Ready::Unsaid(due) = self.ready
+            && now >= due
+        {
+            self.say_ready(now);
+        }
+        let ready = if let Ready::Unsaid(due) = self.ready { Some(due) } else { None };
+        ready.into_iter().chain(self.keep_alive(now)).min()
+    }
+
+    /// Says that it lives, where that is due; gives when it is due again.
+    fn keep_alive(&mut self, now: Instant) -> Option<Instant> {
         let (every, due) = self.watchdog?;
         if now < due {
             return Some(due);
@@ -57,22 +81,26 @@ impl Manager {
     }
 
     /// Says how things are, where that changed, and the first time that all is well that it is ready.
-    pub(super) fn tell(&mut self, ready: bool, status: &str) {
+    pub(super) fn tell(&mut self, ready: bool, status: &str, now: Instant) {
         // A line each: what is in a path must not become another.
         let status = status.replace('\n', " ");
-        let ready = ready && !self.ready;
-        if ready {
-            self.ready = true;
-            self.send(&format!("READY=1\nSTATUS={status}\n"));
-        } else if status != self.status {
-            self.send(&format!("STATUS={status}\n"));
-        }
+        let is_news = status != self.status;
         self.status = status;
+        if ready && self.ready == Ready::NotYet {
+            self.say_ready(now);
+        } else if is_news {
+            self.send(&format!("STATUS={}\n", self.status));
+        }
+    }
+
+    fn say_ready(&mut self, now: Instant) {
+        let said = self.send(&format!("READY=1\nSTATUS={}\n", self.status));
+        self.ready = if said { Ready::Said } else { Ready::Unsaid(now + AGAIN) };
     }
 
     /// Asks to be waited for that much longer, unless it is ready.
     pub(super) fn ask_for(&self, time: Duration) {
-        if !self.ready {
+        if self.ready == Ready::NotYet {
             self.send(&format!("EXTEND_TIMEOUT_USEC={}\n", time.as_micros()));
         }
     }
@@ -83,10 +111,10 @@ impl Manager {
         self.send("STOPPING=1\n");
     }
 
-    fn send(&self, text: &str) {
-        if let Some(name) = &self.socket {
-            let _ = send(name.as_bytes(), text.as_bytes());
-        }
+    /// Whether nothing is left to be said: also where nobody listens at all.
+    fn send(&self, text: &str) -> bool {
+        let sent = self.socket.as_ref().map(|name| send(name.as_bytes(), text.as_bytes()));
+        !matches!(sent, Some(Err(Errno::AGAIN | Errno::NOBUFS | Errno::NOMEM | Errno::INTR)))
     }
 }
 

@@ -25,10 +25,13 @@ impl Sink {
     /// Makes room; what an earlier try left is thrown away.
     pub(super) fn begin(&mut self, incarnation: u32, limits: ArchiveLimits) {
         (self.tree, self.failed) = (None, None);
-        match ArtifactTree::begin(&self.folder.incarnation(incarnation), limits) {
+        let folder = self.folder.incarnation(incarnation);
+        match ArtifactTree::begin(&folder, limits) {
             Ok(tree) => self.tree = Some(tree),
             Err(error) => self.failed = Some(error.to_string()),
         }
+        // Nothing waits for it.
+        tokio::task::spawn_blocking(move || ArtifactTree::remove_abandoned(&folder));
     }
 
     fn with_tree(&mut self, act: impl FnOnce(&mut ArtifactTree) -> Result<(), ArtifactError>) {
