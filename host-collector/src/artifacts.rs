@@ -50,6 +50,9 @@ fn way_out(error: &io::Error) -> &'static str {
     }
 }
 
+/// The paths of one archive in all: whoever reads `artifacts.sha256` may hold as much in memory (Invariant 5).
+const MAX_PATHS_BYTES: usize = 256 * 1024 * 1024;
+
 /// A tree of artifacts that is being received.
 #[derive(Debug)]
 pub(crate) struct ArtifactTree {
@@ -60,6 +63,8 @@ pub(crate) struct ArtifactTree {
     manifest: Manifest,
     /// Files and folders that the guest named.
     entries: u64,
+    /// Bytes of their paths.
+    paths: usize,
     /// Folders that were made.
     folders: u64,
     /// Bytes that came.
@@ -107,6 +112,7 @@ impl ArtifactTree {
             current: None,
             manifest,
             entries: 0,
+            paths: 0,
             folders: 0,
             received: 0,
             files: 0,
@@ -152,6 +158,10 @@ impl ArtifactTree {
             self.entries += 1;
             if self.entries > self.limits.max_files {
                 return wrong("the archive has more files than were asked for");
+            }
+            self.paths += entry.path.len();
+            if self.paths > MAX_PATHS_BYTES {
+                return wrong("the archive's paths are longer than 256 MiB in all");
             }
         }
         if entry.folder {

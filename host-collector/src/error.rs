@@ -43,6 +43,18 @@ pub enum Error {
         /// What the spec asks for.
         wanted: &'static str,
     },
+    /// The image's properties would make every answer of Incus about an instance of it too long.
+    #[error(
+        "image `{alias}` has {bytes} bytes of properties, and no more than {} are taken: name another image, or remove some \
+         (incus image edit {alias})",
+        crate::incus::Image::MAX_PROPERTY_BYTES
+    )]
+    ImageProperties {
+        /// The image's alias.
+        alias: String,
+        /// All of them.
+        bytes: usize,
+    },
     /// The agent in the image and this host do not understand each other. Nothing was touched.
     #[error("{_0}: bake it anew ({})", _0.mend())]
     ImageAgent(Box<StaleImage>),

@@ -115,6 +115,9 @@ async fn image(client: &Client, spec: &RuntimeSpec) -> Result<Image, Error> {
     if image.kind != kind {
         return Err(Error::ImageKind { alias: alias.clone(), found: image.kind, wanted });
     }
+    if let Some(bytes) = image.too_many_properties() {
+        return Err(Error::ImageProperties { alias: alias.clone(), bytes });
+    }
     Ok(image)
 }
 

@@ -398,6 +398,32 @@ fn doctor_and_run_tell_images_that_should_be_baked_anew() {
     assert!(!stage.has_instance(&spec), "nothing was touched");
 }
 
+/// Incus tells them in each answer about an instance, of which there may be many.
+#[test]
+fn an_image_with_too_many_properties_is_refused() {
+    let stage = Stage::new("properties");
+    let much = Image::bare(|_| {}).with_property("os", &"x".repeat(70_000));
+    let words = [much.alias.as_str(), "bytes of properties, and no more than 65536", "incus image edit"];
+    stage.bake(&much.alias, &stage.alias("ci").alias, &[]).expect(125).saying(&words);
+    let spec = spec_of(&stage, &much, "true");
+    stage.call(&["run", stage.write(&spec).to_str().unwrap()]).expect(125).saying(&words);
+    assert!(!stage.has_instance(&spec), "nothing was touched");
+    stage.check_baked(0);
+}
+
+/// Whoever bakes may keep it.
+#[test]
+fn what_a_script_prints_has_an_end() {
+    const SHOWN: usize = 64 * 1024 * 1024;
+    let stage = Stage::new("chatty");
+    let chatty = script(&stage, "head -c 70000000 /dev/zero | tr '\\0' x; exit 42");
+    let failed = stage.bake(BARE_IMAGE, &stage.alias("ci").alias, &["--provision", &chatty]).expect(125);
+    let (shown, rest) = failed.stdout.split_at(SHOWN);
+    assert!(shown.bytes().all(|byte| byte == b'x'));
+    assert_eq!(rest, "\n[more than 64 MiB: the rest of the output is left out]\n");
+    assert!(failed.stderr.contains("exit code 42"), "{}", failed.stderr);
+}
+
 /// By whatever alias a spec names an image, and beside an agent of the host's that cannot be used.
 #[test]
 fn doctor_tells_a_stale_image_by_each_alias() {

@@ -255,6 +255,39 @@ fn entries_that_contradict_each_other_are_refused() {
     assert_eq!(problem(begin(&folder).bytes_of_entry(b"x")), ": bytes of no file");
 }
 
+/// Invariant 5.
+#[test]
+fn paths_have_a_limit_in_all() {
+    let folder = TempDir::new().unwrap();
+    let limits = ArchiveLimits { max_files: u64::MAX, ..LIMITS };
+    let mut tree = ArtifactTree::begin(folder.path(), limits).unwrap();
+    let long = vec!["x".repeat(255); 15].join("/");
+    let entry = folder_entry(&long);
+    let fitting = MAX_PATHS_BYTES / long.len();
+    for _ in 0..fitting {
+        tree.entry(&entry).unwrap();
+    }
+    assert!(problem(tree.entry(&entry)).ends_with("the archive's paths are longer than 256 MiB in all"));
+}
+
+#[test]
+fn an_earlier_try_is_out_of_the_way_and_removed_afterwards() {
+    let folder = TempDir::new().unwrap();
+    let mut tree = begin(&folder);
+    send(&mut tree, "a/old", b"old").unwrap();
+    drop(tree);
+    let mut tree = begin(&folder);
+    send(&mut tree, "a", b"new").unwrap();
+    let names = || fs::read_dir(folder.path()).unwrap().map(|entry| entry.unwrap().path()).collect::<Vec<_>>();
+    let aside = |path: &PathBuf| path.join("a/old").exists();
+    assert_eq!(names().iter().filter(|path| aside(path)).count(), 1);
+    ArtifactTree::remove_abandoned(folder.path());
+    assert_eq!(names().iter().filter(|path| aside(path)).count(), 0);
+    tree.finish().unwrap();
+    assert_eq!(read(&folder, "artifacts/a"), b"new");
+    assert_eq!(names().len(), 2, "artifacts and their list");
+}
+
 #[test]
 fn the_same_folder_may_be_named_twice() {
     let folder = TempDir::new().unwrap();
@@ -355,6 +388,7 @@ fn an_earlier_tree_is_replaced_as_a_whole() {
     let mut second = begin(&folder);
     send(&mut second, "both", b"2").unwrap();
     second.finish().unwrap();
+    ArtifactTree::remove_abandoned(folder.path());
     assert_eq!(tree_of(folder.path()), ["artifacts", "artifacts.sha256", "artifacts/both"]);
     assert_eq!(read(&folder, "artifacts/both"), b"2");
     assert!(sha256sum(&folder));

@@ -150,6 +150,9 @@ impl Cloud {
         if base.kind == "virtual-machine" && !server.environment.driver.contains("qemu") {
             return Err(BakeError::NoMachines { from: order.from.clone() });
         }
+        if let Some(bytes) = base.too_many_properties() {
+            return Err(BakeError::Properties { from: order.from.clone(), bytes });
+        }
         let earlier = client.image(project, &order.to).await.map_err(looking())?;
         match earlier.filter(|earlier| earlier.kind != base.kind) {
             Some(earlier) => Err(BakeError::OtherKind {

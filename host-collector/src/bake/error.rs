@@ -71,6 +71,18 @@ pub enum BakeError {
         /// The kind of the base.
         kind: String,
     },
+    /// The base's properties would make every answer of Incus about an instance of it too long.
+    #[error(
+        "`{from}` has {bytes} bytes of properties, and no more than {} are taken: name another base, or remove some \
+         (incus image edit {from})",
+        crate::incus::Image::MAX_PROPERTY_BYTES
+    )]
+    Properties {
+        /// The base.
+        from: String,
+        /// All of them.
+        bytes: usize,
+    },
     /// This Incus runs no virtual machines.
     #[error(
         "`{from}` is an image for virtual machines, and this Incus runs none: install QEMU and load vhost_vsock on the host, and \

@@ -22,6 +22,12 @@ const TRY_LIMIT: Duration = Duration::from_secs(20);
 /// Nobody waits for longer.
 const FAR: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
 
+/// How much a script may print that is handed over; more is passed over.
+const MAX_SHOWN_BYTES: usize = 64 * 1024 * 1024;
+
+/// Said in place of the rest.
+const CUT: &[u8] = b"\n[more than 64 MiB: the rest of the output is left out]\n";
+
 /// Between two tries.
 const PAUSE: Duration = Duration::from_millis(200);
 
@@ -131,7 +137,7 @@ impl Builder<'_> {
         }
     }
 
-    /// Runs a provisioning script that lies at `path`, and hands over what it prints.
+    /// Runs a provisioning script that lies at `path`, and hands over what it prints, up to [`MAX_SHOWN_BYTES`].
     pub(super) async fn provision(
         &self,
         path: &str,
@@ -143,10 +149,19 @@ impl Builder<'_> {
         let Exec { input: _input, mut output, end } =
             Exec::start(self.client, self.project, self.name, &command).await?;
         let mut chunk = vec![0; 16 * 1024];
+        let mut left = MAX_SHOWN_BYTES;
         loop {
             match timeout_at(deadline, output.read(&mut chunk)).await {
                 Ok(Ok(0) | Err(_)) => break,
-                Ok(Ok(n)) => show(&chunk[..n]),
+                Ok(Ok(_)) if left == 0 => {}
+                Ok(Ok(n)) => {
+                    let shown = n.min(left);
+                    show(&chunk[..shown]);
+                    left -= shown;
+                    if left == 0 {
+                        show(CUT);
+                    }
+                }
                 Err(_) => return Ok(Provisioned::TimedOut),
             }
         }

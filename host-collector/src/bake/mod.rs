@@ -110,7 +110,7 @@ pub(crate) fn digest_text(digest: Digest) -> String {
 pub enum BakeProgress<'a> {
     /// What is done now.
     Step(&'a str),
-    /// What the provisioning script prints, as it comes.
+    /// What the provisioning script prints, as it comes; 64 MiB of it at most.
     Output(&'a [u8]),
     /// The alias points to the image of that fingerprint, and what follows changes nothing about that.
     Baked(&'a str),

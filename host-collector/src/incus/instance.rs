@@ -117,6 +117,17 @@ pub struct Image {
     pub properties: BTreeMap<String, String>,
 }
 
+impl Image {
+    /// What properties may be in all: Incus copies them into each instance, and tells them in every answer about one.
+    pub(crate) const MAX_PROPERTY_BYTES: usize = 64 * 1024;
+
+    /// Bytes of its properties where those are too many.
+    pub(crate) fn too_many_properties(&self) -> Option<usize> {
+        let bytes = self.properties.iter().map(|(key, value)| key.len() + value.len()).sum();
+        (bytes > Self::MAX_PROPERTY_BYTES).then_some(bytes)
+    }
+}
+
 /// A name of an image.
 #[derive(Clone, Debug, Deserialize)]
 pub struct ImageAlias {
