@@ -308,7 +308,8 @@ impl Baking<'_> {
                 tell(BakeProgress::Step("waiting for its units"));
                 let state = builder.script("waiting for its units", SETTLE_SYSTEMD).await?;
                 if state.trim_ascii() != b"running" {
-                    let state = String::from_utf8_lossy(state.trim_ascii()).into_owned();
+                    let state = String::from_utf8_lossy(state.trim_ascii());
+                    let state: String = state.chars().filter(|c| !c.is_control()).take(80).collect();
                     tell(BakeProgress::Step(&format!("systemd says of the base that it is {state}; going on")));
                 }
             }

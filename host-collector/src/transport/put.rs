@@ -28,8 +28,8 @@ const ASKED_AGAIN: u32 = 2;
 /// How long an agent may take to say its version.
 const VERSION_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// What an agent may say its release is, in ASCII.
-const MAX_RELEASE_BYTES: usize = 64;
+/// What an agent may say its release or its digest is, in ASCII.
+const MAX_WORD_BYTES: usize = 80;
 
 /// Characters of a guest's own words that are shown.
 const MAX_SHOWN_CHARS: usize = 300;
@@ -43,23 +43,24 @@ const SCRIPT: &str = concat!(include_str!("scripts/roots.sh"), include_str!("scr
 #[derive(Clone, Debug, Deserialize, PartialEq, Eq)]
 pub(crate) struct AgentVersion {
     /// Its release: the guest's word, which is shown to people.
-    #[serde(deserialize_with = "release")]
+    #[serde(deserialize_with = "word")]
     pub(crate) agent: String,
     /// The session protocol that it speaks.
     pub(crate) protocol: u32,
     /// The version of the documents that it writes.
     pub(crate) schema_version: u32,
-    /// SHA-256 over its own bytes, behind `sha256:`.
+    /// SHA-256 over its own bytes, behind `sha256:`; shown as well.
+    #[serde(deserialize_with = "word")]
     digest: String,
 }
 
 /// A few printable characters: nothing that a terminal takes for more than that.
-fn release<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {
+fn word<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {
     let text = String::deserialize(deserializer)?;
-    if text.len() <= MAX_RELEASE_BYTES && text.bytes().all(|byte| matches!(byte, b' '..=b'~')) {
+    if text.len() <= MAX_WORD_BYTES && text.bytes().all(|byte| matches!(byte, b' '..=b'~')) {
         return Ok(text);
     }
-    Err(serde::de::Error::custom(format!("the release is no text of at most {MAX_RELEASE_BYTES} printable characters")))
+    Err(serde::de::Error::custom(format!("it is no text of at most {MAX_WORD_BYTES} printable characters")))
 }
 
 impl AgentVersion {
@@ -187,8 +188,8 @@ pub(crate) async fn put_agent(
     if version.digest() == Some(agent.digest) {
         return Ok(version);
     }
-    let found = version.digest.chars().take(80).collect();
-    Err(PutError::Another { instance: instance.to_owned(), path: path.to_owned(), found, wanted: agent.digest })
+    let (instance, path) = (instance.to_owned(), path.to_owned());
+    Err(PutError::Another { instance, path, found: version.digest, wanted: agent.digest })
 }
 
 /// What the agent at `path` says of itself.

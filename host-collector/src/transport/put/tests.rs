@@ -144,16 +144,17 @@ fn an_agent_says_what_it_is() {
     assert_eq!(version.digest(), None);
 }
 
-/// The release is shown to people, and becomes a property of an image: it is short, and says nothing to their terminals.
+/// Release and digest are shown to people, and the release becomes a property of an image: they are short, and say nothing to
+/// anybody's terminal.
 #[test]
-fn an_agent_whose_release_is_no_plain_text_is_none() {
-    let parse = |agent: &str| {
-        let text = serde_json::json!({ "agent": agent, "protocol": 1, "schema_version": 1, "digest": "sha256:0" });
+fn an_agent_that_is_described_by_no_plain_text_is_none() {
+    let parse = |agent: &str, digest: &str| {
+        let text = serde_json::json!({ "agent": agent, "protocol": 1, "schema_version": 1, "digest": digest });
         serde_json::from_value::<AgentVersion>(text)
     };
-    assert_eq!(parse(&"1".repeat(64)).unwrap().agent.len(), 64);
-    for agent in [&"1".repeat(65), "0.1\u{1b}[2J", "0.1\n", "0.1\u{202e}", "ä"] {
-        assert!(parse(agent).is_err(), "{agent:?}");
+    assert_eq!(parse(&"1".repeat(80), "sha256:0").unwrap().agent.len(), 80);
+    for word in [&"1".repeat(81), "0.1\u{1b}[2J", "0.1\n", "0.1\u{202e}", "ä"] {
+        assert!(parse(word, "sha256:0").is_err() && parse("0.1", word).is_err(), "{word:?}");
     }
 }
 
