@@ -115,8 +115,10 @@ fn a_stock_debian_is_baked_and_serves() {
     stage.check_baked(1);
     let command =
         "pika-guest ready; i=0; until systemctl is-active --quiet pika-guest.service || [ $i = 60 ]; do sleep 1; i=$((i+1)); done
-        systemctl is-active pika-guest.service pika-guest-supervise.socket || {
-            systemctl --no-pager --full status pika-guest.service; journalctl --no-pager -b -n 200 -o short-monotonic; }
+        systemctl is-active pika-guest.service pika-guest-supervise.socket
+        systemctl is-active --quiet pika-guest.service || {
+            systemctl --no-pager --full status pika-guest.service; systemctl --no-pager list-jobs
+            journalctl --no-pager -b -n 200 -o short-monotonic; }
         cat /etc/machine-id
         systemctl --no-legend --plain list-units --failed 'pika-*'; echo 1 > $PIKA_CLOUD_DIR/artifacts/one";
     let spec = vms.spec(&stage, VmKind::Debian, command).with("incus.image_alias", image.alias.as_str());
