@@ -222,9 +222,11 @@ impl Door {
     }
 
     fn heard(&mut self) {
-        if let State::Unheard(listener, _) = std::mem::replace(&mut self.state, State::Closed) {
-            self.state = State::Heard(listener);
-        }
+        self.state = match std::mem::replace(&mut self.state, State::Closed) {
+            State::Unheard(listener, _) => State::Heard(listener),
+            // An earlier dial of ours arrived before.
+            other => other,
+        };
         self.due = None;
         self.pauses = Pauses::NEW;
         self.complained = false;
@@ -367,5 +369,17 @@ mod tests {
         assert!(door.accept(now).is_none());
         assert!(door.is_ready());
         assert_eq!(door.tend(now), None);
+    }
+
+    /// A slow machine takes longer for its first turn than until the second dial.
+    #[test]
+    fn a_unix_door_that_dials_twice_hears_itself() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut door = Door::new(Place::Unix(folder.path().canonicalize().unwrap().join("s")));
+        let now = Instant::now();
+        door.open_first(now).unwrap();
+        assert!(door.tend(now + FIRST_PAUSE).is_some());
+        assert!(door.accept(now).is_none());
+        assert!(door.is_ready());
     }
 }
