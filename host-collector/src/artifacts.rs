@@ -20,6 +20,8 @@ use pika_cloud_common::wire::{ArchiveLimits, Entry};
 use rustix::fs::{AtFlags, Mode, OFlags, ResolveFlags};
 use sha2::{Digest as _, Sha256};
 
+use crate::state_dir::{temporaries_beside, temporary_beside};
+
 /// The archive cannot go on.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ArtifactError {
@@ -50,6 +52,9 @@ fn way_out(error: &io::Error) -> &'static str {
     }
 }
 
+/// Where a tree is gathered.
+const PARTIAL: &str = "artifacts.partial";
+
 /// The paths of one archive in all: whoever reads `artifacts.sha256` may hold as much in memory (Invariant 5).
 const MAX_PATHS_BYTES: usize = 256 * 1024 * 1024;
 
@@ -64,7 +69,7 @@ pub(crate) struct ArtifactTree {
     /// Files and folders that the guest named.
     entries: u64,
     /// Bytes of their paths.
-    paths: usize,
+    path_bytes: usize,
     /// Folders that were made.
     folders: u64,
     /// Bytes that came.
@@ -91,11 +96,10 @@ impl ArtifactTree {
     /// # Errors
     /// Where it cannot be made.
     pub(crate) fn begin(folder: &Path, limits: ArchiveLimits) -> Result<Self, ArtifactError> {
-        let partial = folder.join("artifacts.partial");
-        let io =
-            |doing| move |source: io::Error| ArtifactError::Io { path: "artifacts.partial".to_owned(), doing, source };
+        let partial = folder.join(PARTIAL);
+        let io = |doing| move |source: io::Error| ArtifactError::Io { path: PARTIAL.to_owned(), doing, source };
         // Out of the way at once: to remove what a guest filled may take a while.
-        match fs::rename(&partial, crate::state_dir::temporary_beside(&partial)) {
+        match fs::rename(&partial, temporary_beside(&partial)) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
                 return Err(io("putting an earlier try aside")(error));
             }
@@ -112,7 +116,7 @@ impl ArtifactTree {
             current: None,
             manifest,
             entries: 0,
-            paths: 0,
+            path_bytes: 0,
             folders: 0,
             received: 0,
             files: 0,
@@ -123,10 +127,8 @@ impl ArtifactTree {
     /// Removes the tries that were put aside, this one's and those of a process that died meanwhile. Best effort: what stays
     /// goes with the next try, or with the folder.
     pub(crate) fn remove_abandoned(folder: &Path) {
-        for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
-            if entry.file_name().to_string_lossy().starts_with(".artifacts.partial.") {
-                let _ = fs::remove_dir_all(entry.path());
-            }
+        for aside in temporaries_beside(&folder.join(PARTIAL)) {
+            let _ = fs::remove_dir_all(aside);
         }
     }
 
@@ -159,8 +161,8 @@ impl ArtifactTree {
             if self.entries > self.limits.max_files {
                 return wrong("the archive has more files than were asked for");
             }
-            self.paths += entry.path.len();
-            if self.paths > MAX_PATHS_BYTES {
+            self.path_bytes += entry.path.len();
+            if self.path_bytes > MAX_PATHS_BYTES {
                 return wrong("the archive's paths are longer than 256 MiB in all");
             }
         }
@@ -337,7 +339,7 @@ struct Manifest {
 
 impl Manifest {
     fn begin(path: PathBuf) -> io::Result<Self> {
-        let temporary = crate::state_dir::temporary_beside(&path);
+        let temporary = temporary_beside(&path);
         let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&temporary)?;
         Ok(Self { path, temporary, file: BufWriter::new(file) })
     }

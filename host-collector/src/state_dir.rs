@@ -410,6 +410,13 @@ pub(crate) fn temporary_beside(path: &Path) -> PathBuf {
     path.with_file_name(format!(".{name}.{process}.{count}.new"))
 }
 
+/// What stands beside `path` under such a name.
+pub(crate) fn temporaries_beside(path: &Path) -> impl Iterator<Item = PathBuf> {
+    let prefix = format!(".{}.", path.file_name().unwrap_or_default().to_string_lossy());
+    let entries = path.parent().and_then(|folder| fs::read_dir(folder).ok()).into_iter().flatten().flatten();
+    entries.filter(move |entry| entry.file_name().to_string_lossy().starts_with(&prefix)).map(|entry| entry.path())
+}
+
 #[cfg(test)]
 mod tests {
     use std::os::unix::fs::PermissionsExt as _;

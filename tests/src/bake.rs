@@ -10,6 +10,7 @@ use crate::image::Image;
 use crate::incus::Incus;
 use crate::lab::Lab;
 use crate::run::{Finished, Running};
+use crate::spec::Spec;
 use crate::stage::Stage;
 
 /// An image as Incus describes it.
@@ -39,6 +40,11 @@ impl Stage {
     /// An alias that no other test has; what it names in the end is deleted.
     pub fn alias(&self, name: &str) -> Image {
         Image { alias: format!("{name}-{}", self.name()) }
+    }
+
+    /// A spec of a baked image that must not need the host's own agent.
+    pub fn baked_spec(&self, image: &Image, command: &str) -> Spec {
+        self.spec(command).with("incus.image_alias", image.alias.as_str()).with("incus.agent", "baked")
     }
 
     /// The id of the state dir.

@@ -14,11 +14,6 @@ use pika_cloud_tests::{
 };
 use serde_json::{Value, json};
 
-/// A spec of a baked image that must not need the host's own agent.
-fn spec_of(stage: &Stage, image: &Image, command: &str) -> pika_cloud_tests::Spec {
-    stage.spec(command).with("incus.image_alias", image.alias.as_str()).with("incus.agent", "baked")
-}
-
 fn script(stage: &Stage, text: &str) -> String {
     let path = stage.more("provision.sh");
     fs::write(&path, text).unwrap();
@@ -60,7 +55,7 @@ fn a_baked_image_runs_a_job_and_says_what_is_in_it() {
 
     let command = "pika-guest ready; cat /etc/made; grep -c pika-cloud /etc/group; stat -c '%a %u' /usr/local/bin/tool /opt/a/big; \
                    sha256sum </opt/a/big; ls /run; exit 3";
-    let spec = spec_of(&stage, &image, command).as_root();
+    let spec = stage.baked_spec(&image, command).as_root();
     stage.run(&spec).expect(3);
     let log = stage.outputs(&spec).log();
     let sum = pika_cloud_tests::sha256(&big);
@@ -195,7 +190,7 @@ fn the_init_of_busybox_serves() {
     refused.saying(&["no longer starts pika-guest"]);
     stage.bake(&base.alias, &image.alias, &[]).expect(0).saying(&["busybox's init"]);
     let spec =
-        spec_of(&stage, &image, "pika-guest ready; exit 4").with("policies.retention_policy", "keep_until_stopped");
+        stage.baked_spec(&image, "pika-guest ready; exit 4").with("policies.retention_policy", "keep_until_stopped");
     stage.run(&spec).expect(4);
     let serves = "pidof pika-guest && test -S /run/pika-guest/serve.sock";
     eventually("the agent serves", || Incus.exec(&spec.instance, serves).status.success());
@@ -218,7 +213,7 @@ fn a_debian_with_openrc_serves() {
     let refused = stage.bake(openrc_image(), &image.alias, &["--provision", &silent]).expect(125);
     refused.saying(&["no longer in the runlevel"]);
     stage.bake(openrc_image(), &image.alias, &[]).expect(0).saying(&["OpenRC"]);
-    let spec = spec_of(&stage, &image, "pika-guest ready; exit 4");
+    let spec = stage.baked_spec(&image, "pika-guest ready; exit 4");
     let spec = spec.as_root().with("policies.retention_policy", "keep_until_stopped");
     stage.run(&spec).expect(4);
     let said = |command: &str| Incus.exec_ok(&spec.instance, command).trim().to_owned();
@@ -259,8 +254,9 @@ fn a_debian_with_systemd_serves_and_its_services_report() {
         .expect(0)
         .saying(&["systemd"]);
     println!("a Debian was baked in {:.1} s", began.elapsed().as_secs_f64());
-    let spec =
-        spec_of(&stage, &image, &format!("until systemctl start app; do sleep 0.1; done; {}", Stage::gate())).as_root();
+    let spec = stage
+        .baked_spec(&image, &format!("until systemctl start app; do sleep 0.1; done; {}", Stage::gate()))
+        .as_root();
     let running = stage.start(&spec);
     stage.wait_event(&spec, "ready from an unprivileged service", |event| {
         event["kind"] == "ready" && event["message"] == "from-app"
@@ -348,56 +344,6 @@ fn what_cannot_be_baked_leaves_nothing() {
     stage.check_baked(0);
 }
 
-#[test]
-fn doctor_and_run_tell_images_that_should_be_baked_anew() {
-    let stage = Stage::new("stale");
-    let (base, image) = (Image::bare(|_| {}), stage.alias("ci"));
-    stage.bake(&base.alias, &image.alias, &[]).expect(0);
-    let agent = Lab::get().agent.display().to_string();
-    let doctor = |code: i32, agent: &str| stage.call(&["doctor", "--agent", agent]).expect(code).stdout;
-    let about = |text: &str| -> Vec<String> {
-        text.lines().skip_while(|line| !line.contains(&image.alias)).take(2).map(str::to_owned).collect()
-    };
-    assert_eq!(about(&doctor(0, &agent)), Vec::<String>::new());
-
-    // Its base moved on, and the host has another agent by now.
-    let newer = Image::bare(|_| {});
-    let target = image_of(&newer.alias).unwrap().fingerprint;
-    let old_base = image_of(&base.alias).unwrap().fingerprint;
-    let point = |target: &str| {
-        let body = json!({ "target": target, "description": "" });
-        Incus.change("PUT", &format!("/1.0/images/aliases/{}", base.alias), Some(&body)).unwrap();
-    };
-    point(&target);
-    let other_agent = stage.more("pika-guest");
-    let mut bytes = fs::read(&agent).unwrap();
-    bytes.push(0);
-    fs::write(&other_agent, bytes).unwrap();
-    fs::set_permissions(&other_agent, PermissionsExt::from_mode(0o755)).unwrap();
-    let said = doctor(0, other_agent.to_str().unwrap());
-    let mend = format!("pika-cloud bake --from {} --to {}", base.alias, image.alias);
-    assert!(about(&said)[0].starts_with("stale ") && about(&said)[1].contains(&mend), "{said}");
-    assert!(said.contains("is another one than this host's own") && said.contains(&target[..12]), "{said}");
-    let spec = spec_of(&stage, &image, "exit 3");
-    stage.start_with(&spec, &["--agent", &agent]).finish().expect(3).saying(&["it was baked from", &mend]);
-    point(&old_base);
-    Incus.change("DELETE", &format!("/1.0/images/{target}"), None).unwrap();
-
-    // One that this host cannot talk to.
-    let fingerprint = image_of(&image.alias).unwrap().fingerprint;
-    let body = json!({ "properties": { "pika-cloud.protocol": "0" } });
-    Incus.change("PATCH", &format!("/1.0/images/{fingerprint}"), Some(&body)).unwrap();
-    let said = doctor(1, &agent);
-    assert!(about(&said)[0].starts_with("missing ") && about(&said)[0].contains("protocol 0"), "{said}");
-    assert!(about(&said)[1].contains(&mend), "{said}");
-    let spec = spec_of(&stage, &image, "true");
-    for command in ["ensure", "run"] {
-        let refused = stage.call(&[command, stage.write(&spec).to_str().unwrap()]).expect(125);
-        refused.saying(&["protocol 0", "protocol 1", &mend]);
-    }
-    assert!(!stage.has_instance(&spec), "nothing was touched");
-}
-
 /// Incus tells them in each answer about an instance, of which there may be many.
 #[test]
 fn an_image_with_too_many_properties_is_refused() {
@@ -405,7 +351,7 @@ fn an_image_with_too_many_properties_is_refused() {
     let much = Image::bare(|_| {}).with_property("os", &"x".repeat(70_000));
     let words = [much.alias.as_str(), "bytes of properties, and no more than 65536", "incus image edit"];
     stage.bake(&much.alias, &stage.alias("ci").alias, &[]).expect(125).saying(&words);
-    let spec = spec_of(&stage, &much, "true");
+    let spec = stage.baked_spec(&much, "true");
     stage.call(&["run", stage.write(&spec).to_str().unwrap()]).expect(125).saying(&words);
     assert!(!stage.has_instance(&spec), "nothing was touched");
     stage.check_baked(0);
@@ -416,37 +362,13 @@ fn an_image_with_too_many_properties_is_refused() {
 fn what_a_script_prints_has_an_end() {
     const SHOWN: usize = 64 * 1024 * 1024;
     let stage = Stage::new("chatty");
-    let chatty = script(&stage, "head -c 70000000 /dev/zero | tr '\\0' x; exit 42");
-    let failed = stage.bake(BARE_IMAGE, &stage.alias("ci").alias, &["--provision", &chatty]).expect(125);
-    let (shown, rest) = failed.stdout.split_at(SHOWN);
-    assert!(shown.bytes().all(|byte| byte == b'x'));
-    assert_eq!(rest, "\n[more than 64 MiB: the rest of the output is left out]\n");
-    assert!(failed.stderr.contains("exit code 42"), "{}", failed.stderr);
-}
-
-/// By whatever alias a spec names an image, and beside an agent of the host's that cannot be used.
-#[test]
-fn doctor_tells_a_stale_image_by_each_alias() {
-    let stage = Stage::new("aliases");
-    let (base, image, other) = (Image::bare(|_| {}), stage.alias("ci"), stage.alias("a-second"));
-    stage.bake(&base.alias, &image.alias, &[]).expect(0);
-    let body = json!({ "name": other.alias, "target": image_of(&image.alias).unwrap().fingerprint });
-    Incus.change("POST", "/1.0/images/aliases", Some(&body)).unwrap();
-    let newer = Image::bare(|_| {});
-    let body = json!({ "target": image_of(&newer.alias).unwrap().fingerprint, "description": "" });
-    Incus.change("PUT", &format!("/1.0/images/aliases/{}", base.alias), Some(&body)).unwrap();
-
-    let broken = stage.more("broken");
-    fs::write(&broken, "no program").unwrap();
-    let said = stage.call(&["doctor", "--agent", broken.to_str().unwrap()]).expect(1).stdout;
-    assert!(said.contains("cannot be compared with the host's own agent"), "{said}");
-    let rows = stage.call(&["doctor", "--json"]).expect(0).stdout;
-    let rows: Vec<Value> = rows.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
-    for alias in [&image.alias, &other.alias] {
-        assert!(said.contains(&format!("stale    image `{alias}`: it was baked from")), "{said}");
-        let mend = format!("pika-cloud bake --from {} --to {alias},", base.alias);
-        let is_told = |row: &Value| row["finding"] == "stale" && row["mend"].as_str().unwrap().starts_with(&mend);
-        assert!(rows.iter().any(is_told), "{rows:?}");
+    for (printed, end) in [(SHOWN, ""), (SHOWN + 1, "\n[more than 64 MiB: the rest of the output is left out]\n")] {
+        let chatty = script(&stage, &format!("head -c {printed} /dev/zero | tr '\\0' x; exit 42"));
+        let failed = stage.bake(BARE_IMAGE, &stage.alias("ci").alias, &["--provision", &chatty]).expect(125);
+        let (shown, rest) = failed.stdout.split_at(SHOWN);
+        assert!(shown.bytes().all(|byte| byte == b'x'));
+        assert_eq!(rest, end);
+        assert!(failed.stderr.contains("exit code 42"), "{}", failed.stderr);
     }
 }
 

@@ -128,7 +128,7 @@ impl Listener {
         loop {
             let now = Instant::now();
             let due = self.doors.iter_mut().filter_map(|door| door.tend(now)).min();
-            self.tell(now);
+            self.tell();
             let due = due.into_iter().chain(self.manager.tick(now)).min();
             if self.wait(due) {
                 return;
@@ -137,7 +137,7 @@ impl Listener {
     }
 
     /// Says how things are.
-    fn tell(&mut self, now: Instant) {
+    fn tell(&mut self) {
         let ready = self.doors.iter().all(Door::is_ready);
         let places = |ready: bool| {
             let places = self.doors.iter().filter(|door| door.is_ready() == ready);
@@ -148,7 +148,7 @@ impl Listener {
             1 => format!("listens on {}; 1 session", places(true)),
             count => format!("listens on {}; {count} sessions", places(true)),
         };
-        self.manager.tell(ready, &status, now);
+        self.manager.tell(ready, &status);
         if !ready {
             self.manager.ask_for(2 * LONGEST_PAUSE);
         }

@@ -37,8 +37,8 @@ pub(super) struct Manager {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Ready {
     NotYet,
-    /// It is, and could not be said: when to say it again.
-    Unsaid(Instant),
+    /// All is well, and that found no room.
+    Unsaid,
     Said,
 }
 
@@ -58,14 +58,9 @@ impl Manager {
         }
     }
 
-    /// Says what is due; gives when something is due again.
+    /// Says what is due; gives when something is due again, [`Manager::tell`] included.
     pub(super) fn tick(&mut self, now: Instant) -> Option<Instant> {
-        if let Ready::Unsaid(due) = self.ready
-            && now >= due
-        {
-            self.say_ready(now);
-        }
-        let ready = if let Ready::Unsaid(due) = self.ready { Some(due) } else { None };
+        let ready = (self.ready == Ready::Unsaid).then(|| now + AGAIN);
         ready.into_iter().chain(self.keep_alive(now)).min()
     }
 
@@ -80,27 +75,28 @@ impl Manager {
         Some(now + every)
     }
 
-    /// Says how things are, where that changed, and the first time that all is well that it is ready.
-    pub(super) fn tell(&mut self, ready: bool, status: &str, now: Instant) {
+    /// Says how things are, where that changed, and once all is well that it is ready.
+    pub(super) fn tell(&mut self, ready: bool, status: &str) {
         // A line each: what is in a path must not become another.
         let status = status.replace('\n', " ");
         let is_news = status != self.status;
         self.status = status;
-        if ready && self.ready == Ready::NotYet {
-            self.say_ready(now);
-        } else if is_news {
+        if ready && self.ready != Ready::Said {
+            let is_said = self.send(&format!("READY=1\nSTATUS={}\n", self.status));
+            self.ready = if is_said { Ready::Said } else { Ready::Unsaid };
+            return;
+        }
+        if self.ready == Ready::Unsaid {
+            self.ready = Ready::NotYet;
+        }
+        if is_news {
             self.send(&format!("STATUS={}\n", self.status));
         }
     }
 
-    fn say_ready(&mut self, now: Instant) {
-        let said = self.send(&format!("READY=1\nSTATUS={}\n", self.status));
-        self.ready = if said { Ready::Said } else { Ready::Unsaid(now + AGAIN) };
-    }
-
     /// Asks to be waited for that much longer, unless it is ready.
     pub(super) fn ask_for(&self, time: Duration) {
-        if self.ready == Ready::NotYet {
+        if self.ready != Ready::Said {
             self.send(&format!("EXTEND_TIMEOUT_USEC={}\n", time.as_micros()));
         }
     }

@@ -24,6 +24,7 @@ use crate::agent_binary::AgentBinary;
 use crate::cloud::{Cloud, wished};
 use crate::incus::{BuilderLabels, Client, Error, Image, InstanceState, PUBLISH_LIMIT, builder_request};
 use crate::transport::{AgentVersion, PutError, agent_version, put_agent};
+use crate::words::one_line;
 
 /// How long a builder may take to come up.
 const CONTAINER_UP: Duration = Duration::from_secs(60);
@@ -308,8 +309,7 @@ impl Baking<'_> {
                 tell(BakeProgress::Step("waiting for its units"));
                 let state = builder.script("waiting for its units", SETTLE_SYSTEMD).await?;
                 if state.trim_ascii() != b"running" {
-                    let state = String::from_utf8_lossy(state.trim_ascii());
-                    let state: String = state.chars().filter(|c| !c.is_control()).take(80).collect();
+                    let state = one_line(&String::from_utf8_lossy(&state));
                     tell(BakeProgress::Step(&format!("systemd says of the base that it is {state}; going on")));
                 }
             }
@@ -382,7 +382,7 @@ impl Baking<'_> {
         for script in [CHECK_AGENT].into_iter().chain(init.check()) {
             let said = builder.script("looking whether pika-guest is as it was", script).await?;
             if let Some(problem) = String::from_utf8_lossy(&said).lines().next() {
-                return changed(problem.chars().filter(|c| !c.is_control()).collect());
+                return changed(one_line(problem));
             }
         }
         Ok(())

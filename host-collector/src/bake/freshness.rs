@@ -16,6 +16,7 @@ use super::{
 use crate::agent_binary::AgentError;
 use crate::cloud::Cloud;
 use crate::incus::{self, Image};
+use crate::words::is_word;
 
 /// A property of ours with more is none of ours: an alias of Incus may have that many, and a digest has fewer.
 const MAX_WORD_BYTES: usize = 256;
@@ -183,8 +184,7 @@ impl Cloud {
 
 /// A property, which is its maker's word and is shown to people: a few printable characters, or none of it.
 fn word(text: &str) -> String {
-    let is_word = text.len() <= MAX_WORD_BYTES && text.bytes().all(|byte| matches!(byte, b' '..=b'~'));
-    if is_word { text.to_owned() } else { "?".to_owned() }
+    if is_word(text, MAX_WORD_BYTES) { text.to_owned() } else { "?".to_owned() }
 }
 
 /// Judges a baked image. `base_now` is the fingerprint that its base alias points to,

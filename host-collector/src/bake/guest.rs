@@ -149,16 +149,17 @@ impl Builder<'_> {
         let Exec { input: _input, mut output, end } =
             Exec::start(self.client, self.project, self.name, &command).await?;
         let mut chunk = vec![0; 16 * 1024];
-        let mut left = MAX_SHOWN_BYTES;
+        let (mut left, mut is_cut) = (MAX_SHOWN_BYTES, false);
         loop {
             match timeout_at(deadline, output.read(&mut chunk)).await {
                 Ok(Ok(0) | Err(_)) => break,
-                Ok(Ok(_)) if left == 0 => {}
+                Ok(Ok(_)) if is_cut => {}
                 Ok(Ok(n)) => {
                     let shown = n.min(left);
                     show(&chunk[..shown]);
                     left -= shown;
-                    if left == 0 {
+                    is_cut = shown < n;
+                    if is_cut {
                         show(CUT);
                     }
                 }

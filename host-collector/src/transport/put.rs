@@ -18,6 +18,7 @@ use serde::Deserialize;
 use super::exec::{Ran, RunError, is_absent, run};
 use crate::agent_binary::AgentBinary;
 use crate::incus::{Client, Error};
+use crate::words::{is_word, one_line};
 
 /// How long a guest may take to store the agent: less than two MiB.
 const PUT_TIMEOUT: Duration = Duration::from_secs(30);
@@ -30,9 +31,6 @@ const VERSION_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// What an agent may say its release or its digest is, in ASCII.
 const MAX_WORD_BYTES: usize = 80;
-
-/// Characters of a guest's own words that are shown.
-const MAX_SHOWN_CHARS: usize = 300;
 
 /// Puts standard input at `$1`, of `$2` bytes, where nobody but root can change it. Every command is one that busybox has as
 /// well. NixOS has no others in Incus's own `PATH`. The shell itself tells which file it could not make, and why. Where nothing
@@ -57,7 +55,7 @@ pub(crate) struct AgentVersion {
 /// A few printable characters: nothing that a terminal takes for more than that.
 fn word<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {
     let text = String::deserialize(deserializer)?;
-    if text.len() <= MAX_WORD_BYTES && text.bytes().all(|byte| matches!(byte, b' '..=b'~')) {
+    if is_word(&text, MAX_WORD_BYTES) {
         return Ok(text);
     }
     Err(serde::de::Error::custom(format!("it is no text of at most {MAX_WORD_BYTES} printable characters")))
@@ -223,8 +221,7 @@ pub(crate) async fn agent_version(
 /// What a person is shown of a guest's words: no control characters, and not many.
 pub(crate) fn shown(ran: &Ran) -> String {
     let said = if ran.errors.is_empty() { String::from_utf8_lossy(&ran.output) } else { ran.errors.as_str().into() };
-    let said = said.trim().chars().map(|c| if c.is_control() { ' ' } else { c });
-    let shown: String = said.take(MAX_SHOWN_CHARS).collect();
+    let shown = one_line(&said);
     if shown.is_empty() { "it said nothing".to_owned() } else { shown }
 }
 

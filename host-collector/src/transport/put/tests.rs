@@ -163,5 +163,5 @@ fn a_guests_words_are_shown_in_one_line_and_cut() {
     let said = |errors: &str| shown(&Ran { code: Some(1), output: b"out".to_vec(), errors: errors.to_owned() });
     assert_eq!(said(""), "out");
     assert_eq!(said("a\u{1b}[2J\nb"), "a [2J b");
-    assert_eq!(said(&"x".repeat(5000)).len(), MAX_SHOWN_CHARS);
+    assert_eq!(said(&"x".repeat(5000)).len(), crate::words::MAX_SHOWN_CHARS);
 }

@@ -1,0 +1,33 @@
+//! Words of a guest, or of whoever made an image, before a person is shown them.
+
+/// Characters of what was said that are shown.
+pub(crate) const MAX_SHOWN_CHARS: usize = 300;
+
+/// The beginning of what was said, in one line that says nothing to a terminal.
+pub(crate) fn one_line(said: &str) -> String {
+    said.trim().chars().map(|c| if c.is_control() { ' ' } else { c }).take(MAX_SHOWN_CHARS).collect()
+}
+
+/// Whether it is a few printable characters of ASCII: nothing that a terminal, or a person, takes for more than that.
+pub(crate) fn is_word(text: &str, max_bytes: usize) -> bool {
+    text.len() <= max_bytes && text.bytes().all(|byte| matches!(byte, b' '..=b'~'))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_shown_is_one_line_and_short() {
+        assert_eq!(one_line(" a\u{1b}[2J\nb\n"), "a [2J b");
+        assert_eq!(one_line(&"x".repeat(5000)).len(), MAX_SHOWN_CHARS);
+    }
+
+    #[test]
+    fn a_word_is_short_and_plain() {
+        assert!(is_word("0.1 ~", 5) && is_word("", 0));
+        for text in ["123456", "\u{1b}[2J", "1\n", "\u{202e}", "ä"] {
+            assert!(!is_word(text, 5), "{text:?}");
+        }
+    }
+}
