@@ -27,6 +27,8 @@ pub(super) struct Batch {
     opens_session: bool,
     /// What the guest may forget then, of the stream of that name.
     ack: Option<(String, Ack)>,
+    /// Bytes of its records.
+    bytes: u64,
     /// It holds a verdict, or what follows one, and may use the room that is kept for those.
     last: bool,
 }
@@ -149,6 +151,7 @@ impl Core {
             let mut batch = std::mem::take(&mut self.next_commit);
             let cursor = self.records.view().cursor.as_ref();
             batch.ack = cursor.map(|c| (c.stream_id.clone(), Ack { seq: c.seq, logs: c.logs.clone() }));
+            batch.bytes = commit.as_ref().map_or(0, |commit| commit.records.len() as u64);
             match commit {
                 Some(commit) => {
                     self.in_commit = Some(batch);
@@ -183,7 +186,7 @@ impl Core {
         }
         let is_last = batch.last || batch.has_last_word();
         if let Some((stream_id, durable)) = batch.ack {
-            self.acks.owe(stream_id, durable);
+            self.acks.owe(stream_id, durable, batch.bytes);
             self.acknowledge(is_last);
         }
         for then in batch.then {
@@ -204,9 +207,9 @@ impl Core {
         }
     }
 
-    /// The stream of the session that is open.
+    /// The stream of the session that is open, with our machine.
     pub(super) fn open_stream(&self) -> Option<&str> {
-        let session = self.session.as_ref().filter(|session| session.is_open());
+        let session = self.session.as_ref().filter(|_| self.has_session());
         session.and_then(Session::cursor).map(|cursor| cursor.stream_id.as_str())
     }
 

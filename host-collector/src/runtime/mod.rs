@@ -327,7 +327,7 @@ impl Core {
         let gather = self.gather_until.filter(|_| self.in_commit.is_none());
         // Nothing is judged while the guest's last word waits for the disk.
         let machine = self.machine.next_tick().filter(|_| !self.awaits_last_word());
-        let ack = self.acks.next_tick().filter(|_| self.open_stream().is_some());
+        let ack = self.acks.due().filter(|_| self.open_stream().is_some());
         [machine, session, collecting, gather, ack].into_iter().flatten().min()
     }
 

@@ -73,6 +73,31 @@ fn a_machine_is_ours_once_it_says_so_and_incus_does() {
     assert!(shell.core.wants_read());
 }
 
+/// A machine that is dialled again is told what is durable only once it is known to be ours.
+#[test]
+fn an_acknowledgement_waits_for_whose_machine_it_is() {
+    let mut shell = dialling();
+    connected(&mut shell, 7);
+    shell.read(&hello_of(Some(OURS)));
+    shell.looked(Some(at(7)));
+    shell.settled();
+    shell.event(1, "starting");
+    shell.settled();
+    shell.lose();
+    while !shell.wait_next().iter().any(|asked| asked.starts_with("look")) {}
+    shell.looked(Some(at(7)));
+    shell.settled();
+    connected(&mut shell, 7);
+    let hello = String::from_utf8(hello_of(Some(OURS))).unwrap().replace(r#""last_seq":0"#, r#""last_seq":1"#);
+    assert_eq!(shell.read(hello.as_bytes()), ["look pika-7"]);
+    assert!(shell.core.next_tick().is_some_and(|due| due > shell.now.mono), "nothing is due before Incus answers");
+    assert_eq!(shell.wait(Duration::from_millis(1)), [""; 0]);
+    let mut asked = shell.looked(Some(at(7)));
+    asked.extend(shell.settled());
+    asked.extend(shell.wait(Duration::ZERO));
+    assert!(asked.contains(&"send ack 1".to_owned()), "{asked:?}");
+}
+
 /// incus-agent brings mounts into a machine that runs already, so that the workload is to wait for them.
 #[test]
 fn a_workload_in_a_machine_is_told_its_mounts() {
