@@ -45,17 +45,22 @@ pub(crate) enum ArtifactError {
     },
 }
 
+fn is_full(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
+}
+
 fn way_out(error: &io::Error) -> &'static str {
-    match error.kind() {
-        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => ": free some space in the state dir",
-        _ => "",
-    }
+    if is_full(error) { ": free some space in the state dir" } else { "" }
 }
 
 /// Where a tree is gathered.
 const PARTIAL: &str = "artifacts.partial";
 
-/// The paths of one archive in all: whoever reads `artifacts.sha256` may hold as much in memory (Invariant 5).
+/// The digests of its files.
+const LIST: &str = "artifacts.sha256";
+
+/// The paths of one archive in all, which bounds `artifacts.sha256` for those who hold it in memory (Invariant 5). Entries whose
+/// paths are beyond that are left out, and that is told.
 const MAX_PATHS_BYTES: usize = 256 * 1024 * 1024;
 
 /// A tree of artifacts that is being received.
@@ -91,22 +96,37 @@ struct CurrentFile {
 }
 
 impl ArtifactTree {
-    /// Begins anew in `<folder>/artifacts.partial/`.
+    /// Begins anew in `<folder>/artifacts.partial/`. An earlier try is out of the way at once, and still on the disk: removing
+    /// what a guest filled may take a while, and is for [`ArtifactTree::remove_abandoned`].
     ///
     /// # Errors
     /// Where it cannot be made.
     pub(crate) fn begin(folder: &Path, limits: ArchiveLimits) -> Result<Self, ArtifactError> {
         let partial = folder.join(PARTIAL);
-        let io = |doing| move |source: io::Error| ArtifactError::Io { path: PARTIAL.to_owned(), doing, source };
-        // Out of the way at once: to remove what a guest filled may take a while.
         match fs::rename(&partial, temporary_beside(&partial)) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                return Err(io("putting an earlier try aside")(error));
+            Err(source) if source.kind() != io::ErrorKind::NotFound => {
+                return Err(ArtifactError::Io {
+                    path: PARTIAL.to_owned(),
+                    doing: "putting an earlier try aside",
+                    source,
+                });
             }
             _ => {}
         }
+        match Self::make(folder, partial.clone(), limits) {
+            // It may be the earlier try that takes up the room.
+            Err(ArtifactError::Io { source, .. }) if is_full(&source) => {
+                Self::remove_abandoned(folder);
+                Self::make(folder, partial, limits)
+            }
+            made => made,
+        }
+    }
+
+    fn make(folder: &Path, partial: PathBuf, limits: ArchiveLimits) -> Result<Self, ArtifactError> {
+        let io = |doing| move |source: io::Error| ArtifactError::Io { path: PARTIAL.to_owned(), doing, source };
         fs::create_dir_all(&partial).map_err(io("making the folder"))?;
-        let manifest = Manifest::begin(folder.join("artifacts.sha256")).map_err(io("beginning artifacts.sha256"))?;
+        let manifest = Manifest::begin(folder.join(LIST)).map_err(io("beginning artifacts.sha256"))?;
         let folder =
             rustix::fs::open(&partial, FOLDER, Mode::empty()).map_err(|e| io("opening the folder")(e.into()))?;
         Ok(Self {
@@ -124,8 +144,8 @@ impl ArtifactTree {
         })
     }
 
-    /// Removes the tries that were put aside, this one's and those of a process that died meanwhile. Best effort: what stays
-    /// goes with the next try, or with the folder.
+    /// Removes the tries that were put aside, this process's and those of one that died meanwhile. Best effort: what stays
+    /// goes with the next try, with the end of this one, or with the folder.
     pub(crate) fn remove_abandoned(folder: &Path) {
         for aside in temporaries_beside(&folder.join(PARTIAL)) {
             let _ = fs::remove_dir_all(aside);
@@ -163,7 +183,9 @@ impl ArtifactTree {
             }
             self.path_bytes += entry.path.len();
             if self.path_bytes > MAX_PATHS_BYTES {
-                return wrong("the archive's paths are longer than 256 MiB in all");
+                return wrong(
+                    "the archive's paths are longer than 256 MiB in all: ask for fewer by narrower artifact_globs",
+                );
             }
         }
         if entry.folder {
@@ -314,6 +336,8 @@ impl ArtifactTree {
             self.remove(&current.path)?;
         }
         let folder = self.partial.parent().unwrap_or(Path::new("/"));
+        // Nobody may come after this one who removes what is left of them; and the sync need not write it.
+        Self::remove_abandoned(folder);
         let artifacts = folder.join("artifacts");
         match fs::remove_dir_all(&artifacts) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(io("removing an earlier tree")(error)),
@@ -339,6 +363,10 @@ struct Manifest {
 
 impl Manifest {
     fn begin(path: PathBuf) -> io::Result<Self> {
+        // Of a process that died; who began this one holds the runtime's lock.
+        for left in temporaries_beside(&path) {
+            fs::remove_file(left)?;
+        }
         let temporary = temporary_beside(&path);
         let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&temporary)?;
         Ok(Self { path, temporary, file: BufWriter::new(file) })

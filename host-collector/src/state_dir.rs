@@ -17,7 +17,9 @@ use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Read as _, Write as _};
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
+use std::sync::LazyLock;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::SystemTime;
 
 use fs2::FileExt as _;
 use pika_cloud_common::{Command, RuntimeSpec};
@@ -404,7 +406,12 @@ pub(crate) fn replace(path: &Path, bytes: &[u8]) -> Result<(), StateDirError> {
 
 /// A name that nobody else uses, for what is to take another's place.
 pub(crate) fn temporary_beside(path: &Path) -> PathBuf {
-    static COUNT: AtomicU64 = AtomicU64::new(0);
+    // Counted from the time on: a collector in a container that is started again has the process number of the one before it,
+    // and what that one left.
+    static COUNT: LazyLock<AtomicU64> = LazyLock::new(|| {
+        let since_epoch = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        AtomicU64::new(u64::try_from(since_epoch.as_nanos()).unwrap_or(0))
+    });
     let (process, count) = (std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     path.with_file_name(format!(".{name}.{process}.{count}.new"))

@@ -267,7 +267,7 @@ fn paths_have_a_limit_in_all() {
     for _ in 0..fitting {
         tree.entry(&entry).unwrap();
     }
-    assert!(problem(tree.entry(&entry)).ends_with("the archive's paths are longer than 256 MiB in all"));
+    assert!(problem(tree.entry(&entry)).contains("paths are longer than 256 MiB in all: ask for fewer"));
 }
 
 #[test]
@@ -286,6 +286,41 @@ fn an_earlier_try_is_out_of_the_way_and_removed_afterwards() {
     tree.finish().unwrap();
     assert_eq!(read(&folder, "artifacts/a"), b"new");
     assert_eq!(names().len(), 2, "artifacts and their list");
+}
+
+#[test]
+fn the_end_of_a_try_leaves_nothing_of_earlier_ones() {
+    let folder = TempDir::new().unwrap();
+    let mut tree = begin(&folder);
+    send(&mut tree, "a/old", b"old").unwrap();
+    // As in a process that is killed: nothing is dropped, and nobody removes what was put aside.
+    std::mem::forget(tree);
+    begin(&folder).finish().unwrap();
+    assert_eq!(tree_of(folder.path()), ["artifacts", "artifacts.sha256"]);
+}
+
+/// What is in the way of the next try is what takes up its room.
+#[test]
+fn an_earlier_try_that_filled_the_disk_makes_room_for_the_next() {
+    if !rustix::process::geteuid().is_root() {
+        println!("skipped: only root can mount a tmpfs");
+        return;
+    }
+    let folder = TempDir::new().unwrap();
+    let mounted =
+        Command::new("mount").args(["-t", "tmpfs", "-o", "nr_inodes=12", "tmpfs"]).arg(folder.path()).status();
+    assert!(mounted.unwrap().success());
+    let mut tree = begin(&folder);
+    let full = (0..20).find_map(|file| send(&mut tree, &file.to_string(), b"1").err()).unwrap();
+    let finished = {
+        drop(tree);
+        let again = ArtifactTree::begin(folder.path(), LIMITS);
+        again.and_then(|mut again| send(&mut again, "new", b"2").and_then(|()| again.finish()))
+    };
+    let found = finished.map(|()| tree_of(folder.path()));
+    assert!(Command::new("umount").arg("-l").arg(folder.path()).status().unwrap().success());
+    assert!(full.to_string().contains("free some space in the state dir"), "{full}");
+    assert_eq!(found.unwrap(), ["artifacts", "artifacts.sha256", "artifacts/new"]);
 }
 
 #[test]
@@ -388,7 +423,6 @@ fn an_earlier_tree_is_replaced_as_a_whole() {
     let mut second = begin(&folder);
     send(&mut second, "both", b"2").unwrap();
     second.finish().unwrap();
-    ArtifactTree::remove_abandoned(folder.path());
     assert_eq!(tree_of(folder.path()), ["artifacts", "artifacts.sha256", "artifacts/both"]);
     assert_eq!(read(&folder, "artifacts/both"), b"2");
     assert!(sha256sum(&folder));

@@ -30,7 +30,8 @@ impl Sink {
             Ok(tree) => self.tree = Some(tree),
             Err(error) => self.failed = Some(error.to_string()),
         }
-        // Nothing waits for it.
+        // Nothing waits for it. So there may be as many on the disk as tries that a guest broke in the meantime: few, since a
+        // collection counts those, and each within the spec's limits.
         tokio::task::spawn_blocking(move || ArtifactTree::remove_abandoned(&folder));
     }
 
