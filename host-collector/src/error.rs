@@ -46,12 +46,14 @@ pub enum Error {
     /// The image's properties would make every answer of Incus about an instance of it too long.
     #[error(
         "image `{alias}` has {bytes} bytes of properties, and no more than {} are taken: name another image, or remove some \
-         (incus image edit {alias})",
+         (incus image edit {alias} --project {project})",
         crate::incus::Image::MAX_PROPERTY_BYTES
     )]
     ImageProperties {
         /// The image's alias.
         alias: String,
+        /// Its project.
+        project: String,
         /// All of them.
         bytes: usize,
     },

@@ -79,7 +79,7 @@ pub mod runtime;
 pub mod session;
 mod state_dir;
 pub mod transport;
-mod words;
+pub mod words;
 
 pub use agent_binary::{AGENT_VARIABLE, AgentBinary, AgentError, AgentSource, ElfError, Origin};
 pub use cloud::{Cloud, Condition, Config, Ensured, Inspection, LogFollower, LogReader, Rerun};

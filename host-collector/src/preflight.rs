@@ -116,7 +116,7 @@ async fn image(client: &Client, spec: &RuntimeSpec) -> Result<Image, Error> {
         return Err(Error::ImageKind { alias: alias.clone(), found: image.kind, wanted });
     }
     if let Some(bytes) = image.too_many_properties() {
-        return Err(Error::ImageProperties { alias: alias.clone(), bytes });
+        return Err(Error::ImageProperties { alias: alias.clone(), project: project.clone(), bytes });
     }
     Ok(image)
 }

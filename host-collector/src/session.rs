@@ -28,6 +28,8 @@ use pika_cloud_common::wire::{
 };
 use pika_cloud_common::{RunResult, SCHEMA_VERSION, Status};
 
+use crate::words::one_line;
+
 /// Characters of an agent's version that are shown.
 const MAX_AGENT_CHARS: usize = 64;
 
@@ -369,18 +371,18 @@ fn bulk<'a>(bulk: &'a mut Bulk, cursor: Option<&mut Cursor>, bytes: &'a [u8]) ->
 
 /// The first line of a session: the guest's hello, or its refusal.
 fn hello(cursor: &mut Option<Cursor>, line: &[u8]) -> Result<Opened, SessionFault> {
-    let hello = match GuestMessage::decode(line) {
+    let mut hello = match GuestMessage::decode(line) {
         Ok(GuestMessage::Hello(hello)) => hello,
         Ok(GuestMessage::Error(error)) => return Err(SessionFault::Refused(error)),
         Ok(_) => return Err(SessionFault::Broken("no hello at first")),
         Err(error) => return Err(SessionFault::Message(error)),
     };
-    let agent = || hello.agent.chars().take(MAX_AGENT_CHARS).collect();
+    hello.agent = one_line(&hello.agent).chars().take(MAX_AGENT_CHARS).collect();
     if hello.protocol != PROTOCOL {
-        return Err(SessionFault::Protocol { agent: agent(), found: hello.protocol });
+        return Err(SessionFault::Protocol { agent: hello.agent, found: hello.protocol });
     }
     if hello.schema_version != SCHEMA_VERSION {
-        return Err(SessionFault::Schema { agent: agent(), found: hello.schema_version });
+        return Err(SessionFault::Schema { agent: hello.agent, found: hello.schema_version });
     }
     if hello.stream_id.is_empty() || hello.stream_id.len() > 128 || hello.boot_id.len() > 128 {
         return Err(SessionFault::Broken("a stream_id or boot_id of impossible length"));

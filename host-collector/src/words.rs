@@ -1,11 +1,17 @@
-//! Words of a guest, or of whoever made an image, before a person is shown them.
+//! Words of a guest, or of whoever made an image, before a person is shown them: an event's message may hold anything.
 
 /// Characters of what was said that are shown.
 pub(crate) const MAX_SHOWN_CHARS: usize = 300;
 
+/// Whether a character moves a terminal's cursor, changes the order in which others are seen, or is not seen itself.
+pub fn deceives(c: char) -> bool {
+    c.is_control()
+        || matches!(c, '\u{61c}' | '\u{200b}'..='\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+}
+
 /// The beginning of what was said, in one line that says nothing to a terminal.
 pub(crate) fn one_line(said: &str) -> String {
-    said.trim().chars().map(|c| if c.is_control() { ' ' } else { c }).take(MAX_SHOWN_CHARS).collect()
+    said.trim().chars().map(|c| if deceives(c) { ' ' } else { c }).take(MAX_SHOWN_CHARS).collect()
 }
 
 /// Whether it is a few printable characters of ASCII: nothing that a terminal, or a person, takes for more than that.
@@ -20,6 +26,9 @@ mod tests {
     #[test]
     fn what_is_shown_is_one_line_and_short() {
         assert_eq!(one_line(" a\u{1b}[2J\nb\n"), "a [2J b");
+        for hidden in ['\u{202e}', '\u{2067}', '\u{200f}', '\u{61c}', '\u{9b}'] {
+            assert_eq!(one_line(&format!("a{hidden}b")), "a b");
+        }
         assert_eq!(one_line(&"x".repeat(5000)).len(), MAX_SHOWN_CHARS);
     }
 

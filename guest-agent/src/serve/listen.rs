@@ -91,19 +91,14 @@ enum Listener {
     Unix(UnixSocket),
 }
 
-/// A dial of our own that is on its way.
-#[derive(Debug)]
-struct Probe {
-    /// Kept until it arrives.
-    _fd: OwnedFd,
-    /// The port that it comes from, over vsock.
-    port: u32,
-}
+/// How many of our own dials are known by their ports: more do not wait at once, since their pauses grow.
+const MAX_OWN_PORTS: usize = 16;
 
 #[derive(Debug)]
 enum State {
     Closed,
-    Unheard(Listener, Option<Probe>),
+    /// With a dial of our own that is on its way, kept until one arrives.
+    Unheard(Listener, Option<OwnedFd>),
     Heard(Listener),
 }
 
@@ -112,6 +107,9 @@ enum State {
 pub(super) struct Door {
     place: Place,
     state: State,
+    /// The ports that our own dials over vsock came from, the last ones. On a slow machine a second is made before the first is
+    /// accepted, and arrives after it was heard.
+    own_ports: Vec<u32>,
     pauses: Pauses,
     /// When to try again what did not work.
     due: Option<Instant>,
@@ -123,7 +121,8 @@ pub(super) struct Door {
 
 impl Door {
     pub(super) fn new(place: Place) -> Self {
-        Self { place, state: State::Closed, pauses: Pauses::NEW, due: None, rest_until: None, complained: false }
+        let (state, pauses) = (State::Closed, Pauses::NEW);
+        Self { place, state, own_ports: Vec::new(), pauses, due: None, rest_until: None, complained: false }
     }
 
     pub(super) fn place(&self) -> &Place {
@@ -195,6 +194,7 @@ impl Door {
         say(&format!("listens on {}", self.place));
         self.complained = false;
         self.pauses = Pauses::NEW;
+        self.due = None;
         self.state = State::Unheard(listener, None);
         self.dial_self(now);
     }
@@ -211,8 +211,12 @@ impl Door {
             Ok(Some((fd, port))) => {
                 let again = self.due.is_some();
                 if let State::Unheard(_, probe) = &mut self.state {
-                    *probe = Some(Probe { _fd: fd, port });
+                    *probe = Some(fd);
                 }
+                if self.own_ports.len() == MAX_OWN_PORTS {
+                    self.own_ports.remove(0);
+                }
+                self.own_ports.push(port);
                 // The first one needs no word: it arrives with the next turn of the loop.
                 let trouble = format!("does not hear itself on {}", self.place);
                 if again { self.try_later(&trouble, now) } else { self.due = Some(now + self.pauses.next()) }
@@ -281,10 +285,9 @@ impl Door {
     }
 
     fn peer(&self, fd: &OwnedFd, address: Option<&SocketAddrAny>) -> Dialler {
-        let (listener, probe) = match &self.state {
+        let listener = match &self.state {
             State::Closed => return Dialler::Unknown,
-            State::Unheard(listener, probe) => (listener, probe.as_ref()),
-            State::Heard(listener) => (listener, None),
+            State::Unheard(listener, _) | State::Heard(listener) => listener,
         };
         match listener {
             Listener::Unix(_) => match unix::credentials(fd) {
@@ -293,7 +296,7 @@ impl Door {
                 Err(_) => Dialler::Unknown,
             },
             Listener::Vsock(_) => match address.and_then(vsock::Address::read) {
-                Some(address) => vsock_peer(address, probe.map(|probe| probe.port)),
+                Some(address) => vsock_peer(address, &self.own_ports),
                 None => Dialler::Unknown,
             },
         }
@@ -310,11 +313,11 @@ enum Dialler {
     Unknown,
 }
 
-/// Who dialled from `address`, where our own dial comes from port `own`.
-fn vsock_peer(address: vsock::Address, own: Option<u32>) -> Dialler {
+/// Who dialled from `address`, where our own dials come from `own_ports`.
+fn vsock_peer(address: vsock::Address, own_ports: &[u32]) -> Dialler {
     match address.cid {
         vsock::CID_HOST => Dialler::Peer(Peer::Host),
-        vsock::CID_LOCAL if own == Some(address.port) => Dialler::Ourselves,
+        vsock::CID_LOCAL if own_ports.contains(&address.port) => Dialler::Ourselves,
         cid => Dialler::Peer(Peer::Stranger { cid }),
     }
 }
@@ -334,13 +337,13 @@ mod tests {
 
     #[test]
     fn only_the_hosts_cid_is_the_host() {
-        let from = |cid, port| vsock_peer(vsock::Address { cid, port }, Some(1000));
+        let from = |cid, port| vsock_peer(vsock::Address { cid, port }, &[999, 1000]);
         assert_eq!(from(2, 1000), Dialler::Peer(Peer::Host));
-        assert_eq!(from(1, 1000), Dialler::Ourselves);
+        assert_eq!((from(1, 999), from(1, 1000)), (Dialler::Ourselves, Dialler::Ourselves));
         for (cid, port) in [(1, 1001), (0, 1000), (3, 1000), (u32::MAX, 1000)] {
             assert_eq!(from(cid, port), Dialler::Peer(Peer::Stranger { cid }));
         }
-        assert_eq!(vsock_peer(vsock::Address { cid: 1, port: 0 }, None), Dialler::Peer(Peer::Stranger { cid: 1 }));
+        assert_eq!(vsock_peer(vsock::Address { cid: 1, port: 0 }, &[]), Dialler::Peer(Peer::Stranger { cid: 1 }));
     }
 
     #[test]
@@ -357,6 +360,18 @@ mod tests {
         assert_eq!(pauses[..3], [FIRST_PAUSE, 2 * FIRST_PAUSE, 4 * FIRST_PAUSE]);
         assert_eq!(pauses[11], LONGEST_PAUSE);
         assert!(!door.is_ready() && door.fd().is_none());
+    }
+
+    /// As where a driver comes late: the door was closed, and its first dial is no second one.
+    #[test]
+    fn a_door_that_opens_late_has_nothing_to_complain_of() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut door = Door::new(Place::Unix(folder.path().canonicalize().unwrap().join("s")));
+        let now = Instant::now();
+        door.try_later("not yet", now);
+        assert!(door.complained);
+        assert!(door.tend(now + FIRST_PAUSE).is_some());
+        assert!(door.fd().is_some() && !door.complained);
     }
 
     /// A slow machine dials a second time before it comes to accept the first dial.

@@ -110,8 +110,13 @@ impl Manager {
     /// Whether nothing is left to be said: also where nobody listens at all.
     fn send(&self, text: &str) -> bool {
         let sent = self.socket.as_ref().map(|name| send(name.as_bytes(), text.as_bytes()));
-        !matches!(sent, Some(Err(Errno::AGAIN | Errno::NOBUFS | Errno::NOMEM | Errno::INTR)))
+        !matches!(sent, Some(Err(errno)) if has_no_room(errno))
     }
+}
+
+/// Whether that may be otherwise in a moment: whatever else is wrong with a socket's name, no other try mends.
+const fn has_no_room(errno: Errno) -> bool {
+    matches!(errno, Errno::AGAIN | Errno::NOBUFS | Errno::NOMEM | Errno::INTR | Errno::MFILE | Errno::NFILE)
 }
 
 fn send(name: &[u8], text: &[u8]) -> io::Result<usize> {

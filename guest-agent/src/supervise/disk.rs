@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{StatVfsMountFlags, statvfs};
 
 /// Less than this is nothing. What is left where a writer fails may be a few blocks short of its next write, and our own
-/// files, which another process of ours may be replacing at that moment, give back as much as the reserve for documents and
-/// one document take, until they take it again.
+/// files, which another process of ours may be replacing at that moment, give back what the reserve for documents and an ordinary
+/// document take, until they take it again.
 const FULL_BELOW_BYTES: u64 = 64 * 1024;
 /// Longer names are cut: they are evidence for a person, and have their place in an event.
 const MAX_NAME_CHARS: usize = 200;

@@ -152,7 +152,7 @@ impl Cloud {
             return Err(BakeError::NoMachines { from: order.from.clone() });
         }
         if let Some(bytes) = base.too_many_properties() {
-            return Err(BakeError::Properties { from: order.from.clone(), bytes });
+            return Err(BakeError::Properties { from: order.from.clone(), project: project.to_owned(), bytes });
         }
         let earlier = client.image(project, &order.to).await.map_err(looking())?;
         match earlier.filter(|earlier| earlier.kind != base.kind) {

@@ -74,12 +74,14 @@ pub enum BakeError {
     /// The base's properties would make every answer of Incus about an instance of it too long.
     #[error(
         "`{from}` has {bytes} bytes of properties, and no more than {} are taken: name another base, or remove some \
-         (incus image edit {from})",
+         (incus image edit {from} --project {project})",
         crate::incus::Image::MAX_PROPERTY_BYTES
     )]
     Properties {
         /// The base.
         from: String,
+        /// Its project.
+        project: String,
         /// All of them.
         bytes: usize,
     },

@@ -156,7 +156,9 @@ impl Builder<'_> {
                 Ok(Ok(_)) if is_cut => {}
                 Ok(Ok(n)) => {
                     let shown = n.min(left);
-                    show(&chunk[..shown]);
+                    if shown > 0 {
+                        show(&chunk[..shown]);
+                    }
                     left -= shown;
                     is_cut = shown < n;
                     if is_cut {

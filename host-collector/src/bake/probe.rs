@@ -1,5 +1,7 @@
 //! Which init an image has: a script asks in the builder, and what it printed is judged here. Pure.
 
+use crate::words::deceives;
+
 /// Prints what tells inits apart, as `key=value` lines. It runs in a guest: what comes back is believed no more than that the
 /// image, which is the operator's own, is spoilt where it lies.
 pub(super) const PROBE: &str = r#"
@@ -69,7 +71,7 @@ pub(super) fn read(output: &[u8]) -> Option<Probed> {
         Init::None
     };
     let first = if exe.is_empty() { argv0 } else { exe };
-    let first = first.chars().filter(|c| !c.is_control()).take(100).collect();
+    let first = first.chars().filter(|&c| !deceives(c)).take(100).collect();
     Some(Probed { init, is_nixos: get("nixos").is_some(), first })
 }
 

@@ -1,12 +1,14 @@
 //! The end of an instance's console, as evidence: where its agent was never heard, it is all that the guest said. Pure.
 
+use crate::words::deceives;
+
 /// What of a console is kept.
 const MAX_CHARS: usize = 4096;
 
 /// The last lines of a console, without what moves a terminal; `None` where nothing is left.
 pub(super) fn tail(console: &str) -> Option<String> {
     let plain = strip_ansi_escapes::strip_str(console);
-    let keeps = |c: &char| *c == '\n' || !c.is_control();
+    let keeps = |c: &char| *c == '\n' || !deceives(*c);
     let kept: Vec<char> = plain.trim_end().chars().filter(keeps).collect();
     let mut last = &kept[kept.len().saturating_sub(MAX_CHARS)..];
     if last.len() < kept.len()

@@ -257,7 +257,7 @@ impl Core {
             self.record(HostRecord::Stream {
                 stream_id: hello.stream_id,
                 boot_id: hello.boot_id,
-                agent: hello.agent.chars().take(64).collect(),
+                agent: hello.agent,
                 after_seq,
                 digest,
             });

@@ -206,12 +206,13 @@ fn another_version_is_told_by_both_and_for_good() {
         ("schema_version=3", "schema_version 3, this host reads 1"),
     ] {
         let mut session = session(None);
-        let hello = hello_with(&format!("{field};agent=\"{}\"", "9".repeat(5000)));
+        let hello = hello_with(&format!("{field};agent=\"\\u001b[2J\\n{}\"", "9".repeat(5000)));
         session.decoder.feed(&hello);
         let fault = session.receive().unwrap_err();
         assert!(fault.is_final(), "{fault}");
         let text = fault.to_string();
         assert!(text.contains(problem) && text.len() < 400, "{text}");
+        assert!(text.contains("[2J 9") && !text.contains(char::is_control), "{text:?}");
     }
 }
 

@@ -58,7 +58,9 @@ fn word<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<String, D::
     if is_word(&text, MAX_WORD_BYTES) {
         return Ok(text);
     }
-    Err(serde::de::Error::custom(format!("it is no text of at most {MAX_WORD_BYTES} printable characters")))
+    Err(serde::de::Error::custom(format!(
+        "a release or digest of more than {MAX_WORD_BYTES} characters, or of unprintable ones"
+    )))
 }
 
 impl AgentVersion {

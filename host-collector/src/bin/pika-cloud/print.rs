@@ -5,6 +5,8 @@
 use std::io::{IsTerminal as _, Write as _};
 use std::time::Duration;
 
+use pika_host_collector::words::deceives;
+
 /// Whether standard error is a terminal that wants colours.
 pub(crate) fn is_fancy() -> bool {
     std::io::stderr().is_terminal()
@@ -84,12 +86,6 @@ fn write_log(mut out: impl std::io::Write, is_terminal: bool, bytes: &[u8]) {
 pub(crate) fn line(text: &str) {
     let mut out = std::io::stdout();
     let _ = if out.is_terminal() { writeln!(out, "{}", plain(text)) } else { writeln!(out, "{text}") };
-}
-
-/// Whether a character moves the cursor, changes the order in which others are seen, or is not seen itself.
-fn deceives(c: char) -> bool {
-    c.is_control()
-        || matches!(c, '\u{61c}' | '\u{200b}'..='\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
 }
 
 /// Text without control characters.
