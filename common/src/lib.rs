@@ -18,6 +18,7 @@ pub mod command;
 pub mod digest;
 pub mod document;
 pub mod event;
+pub mod glob;
 pub mod limits;
 pub mod paths;
 pub mod request;

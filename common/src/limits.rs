@@ -53,10 +53,10 @@ pub const RELEASE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Bytes of a bad line that a notice quotes.
 pub const BAD_LINE_SAMPLE_BYTES: usize = 128;
 
-/// Names of one folder below `artifacts/` that the archive looks at. The rest is counted as truncated.
+/// Names of one folder below `artifacts/` that the archive looks at. The rest is left out, and said.
 pub const MAX_ARCHIVE_FOLDER_ENTRIES: usize = 100_000;
 
-/// Folders within folders below `artifacts/`. Deeper ones are skipped and counted.
+/// Folders within folders below `artifacts/`. Deeper ones are left out, and said.
 pub const MAX_ARCHIVE_DEPTH: usize = 64;
 
 /// A path below `artifacts/`, in bytes.

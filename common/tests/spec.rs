@@ -195,7 +195,7 @@ fn every_value_wrong_at_once() {
         "policies": {
             "restart_policy": "always", "max_restarts": 0, "restart_backoff_secs": 0, "restart_backoff_cap_secs": 0,
             "retention_policy": "debug_keep", "debug_keep_secs": 0,
-            "output_collection": { "artifact_globs": ["ok/**", "/etc/*", "../x", ""] },
+            "output_collection": { "artifact_globs": ["ok/**", "/etc/*", "../x", "", "[a"] },
         },
         "entry_command": "  ",
         "bootstrap": {
@@ -215,7 +215,7 @@ fn every_value_wrong_at_once() {
     });
     let name = "must be a name of 1 to 256 bytes, without control characters";
     let plain = "must be plain: no `..`, no `.`, no doubled or final slash";
-    let glob = "must be a pattern relative to artifacts/, 1 to 1024 bytes, without `..`";
+    let glob = "must be a pattern relative to artifacts/, without `..`";
     let variable = "a variable's name is A-Z a-z 0-9 _, first no digit";
     let secs = "must be 1 to 316224000";
     let expected = [
@@ -259,6 +259,7 @@ fn every_value_wrong_at_once() {
         &format!("policies.output_collection.artifact_globs[1]: {glob}"),
         &format!("policies.output_collection.artifact_globs[2]: {glob}"),
         &format!("policies.output_collection.artifact_globs[3]: {glob}"),
+        "policies.output_collection.artifact_globs[4]: the glob `[a` has a `[` without its `]`: a `[` itself is `[[]`",
         "entry_command: must be a command of 1 to 65536 bytes, without NUL",
         &format!(r#"bootstrap.env[""]: {variable}"#),
         &format!("bootstrap.env.1A: {variable}"),

@@ -4,8 +4,10 @@
 mod rig;
 
 use std::collections::BTreeMap;
+use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::PermissionsExt as _;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use pika_cloud_common::digest::Digest;
@@ -19,7 +21,9 @@ struct Archived {
     order: Vec<String>,
     files: BTreeMap<String, (Vec<u8>, u32)>,
     skipped: Vec<(String, String)>,
+    /// Files and folders, bytes, what was skipped, and whether anything is missing.
     done: Option<(u64, u64, u64, bool)>,
+    problem: Option<String>,
     events: Vec<u64>,
 }
 
@@ -82,8 +86,10 @@ fn collect(stream: &mut Stream) -> Archived {
                 archived.events.extend(said.event().map(|event| event.seq));
             }
             GuestMessage::Notice(Notice::Skipped { path, reason }) => archived.skipped.push((path, reason)),
-            GuestMessage::Notice(Notice::ArchiveDone { files, bytes, skipped, truncated }) => {
+            GuestMessage::Notice(Notice::ArchiveDone { files, bytes, skipped, truncated, problem }) => {
                 assert!(open.is_none(), "a file was not ended");
+                assert_eq!(truncated, problem.is_some());
+                archived.problem = problem;
                 archived.done = Some((files, bytes, skipped, truncated));
             }
             _ => {}
@@ -162,7 +168,8 @@ fn what_is_no_file_is_left_out() {
     misplace(&inside.join("link"), "link");
     misplace(&inside.join("socket"), "socket");
     std::os::unix::fs::symlink("/etc", inside.join("linked-folder")).unwrap();
-    std::fs::write(inside.join(std::ffi::OsStr::from_bytes(b"not-\xff-utf8")), "x").unwrap();
+    assert_eq!(archive(&guest, &["**"]).problem, None, "none of them can be an artifact");
+    std::fs::write(inside.join(OsStr::from_bytes(b"not-\xff-utf8")), "x").unwrap();
     std::fs::write(inside.join("two\nlines"), "x").unwrap();
     let mut far = inside.clone();
     for _ in 0..100 {
@@ -182,6 +189,7 @@ fn what_is_no_file_is_left_out() {
     assert!(reason("not-\u{fffd}-utf8").contains("not UTF-8"));
     let done = got.done.unwrap();
     assert_eq!((done.2, done.3), (7, true), "{:?}", got.skipped);
+    assert!(got.problem.is_some_and(|problem| problem.ends_with("`: it lies too deep")), "the first one");
     // What does not match is not worth a word.
     assert!(archive(&guest, &["a"]).skipped.is_empty());
 }
@@ -199,6 +207,30 @@ fn limits_end_it() {
     assert_eq!(limited(4, 16), ("abcd".to_owned(), (4, 16, 0, false)));
     assert_eq!(limited(4, 15), ("abc".to_owned(), (3, 12, 1, true)));
     assert_eq!(limited(0, 0), (String::new(), (0, 0, 0, true)));
+    std::fs::write(guest.path("artifacts/b"), "a large one").unwrap();
+    assert_eq!(limited(4, 13), ("acd".to_owned(), (3, 12, 1, true)), "one that does not fit is in nobody's way");
+}
+
+/// A job whose artifacts are not all sent is not one that has none.
+#[test]
+fn what_is_missing_is_told() {
+    let problem = |spoil: &dyn Fn(&Path), files, bytes| {
+        let guest = with_artifacts(&["a", "folder/b"]);
+        spoil(&guest.path("artifacts"));
+        let mut stream = session(&guest);
+        stream.say(&ask(&["**"], files, bytes, None));
+        collect(&mut stream).problem.unwrap_or_default()
+    };
+    assert_eq!(problem(&|_| (), 9, 99), "");
+    assert_eq!(problem(&|_| (), 2, 99), "there are more than limits.artifact_files (2)");
+    assert_eq!(problem(&|_| (), 9, 3), "`a`: it does not fit limits.artifact_bytes (3)");
+    let unreadable =
+        |name: &'static [u8]| move |at: &Path| std::fs::write(at.join(OsStr::from_bytes(name)), "").unwrap();
+    let reason = "its name is not UTF-8, or has control characters";
+    assert_eq!(problem(&unreadable(b"b\xff"), 9, 99), format!("`b\u{fffd}`: {reason}"));
+    assert_eq!(problem(&unreadable(b"folder/\t"), 9, 99), format!("`folder/\t`: {reason}"));
+    let hidden = |at: &Path| std::fs::rename(at.join("folder"), at.join("fol\nder")).unwrap();
+    assert_eq!(problem(&hidden, 9, 99), format!("`fol\nder`: {reason}"), "what is in it cannot be sent");
 }
 
 #[test]

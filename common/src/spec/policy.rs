@@ -92,7 +92,8 @@ pub struct OutputCollection {
     pub include_logs: bool,
     /// `result.json`.
     pub include_result: bool,
-    /// Which artifacts, by their path below `artifacts/`: `*` and `?` within a component, `**` across them.
+    /// Which artifacts, by their path below `artifacts/`: `*` and `?` within a component, `[a-z]` and
+    /// `[!a-z]` for one character of it, `**` across components.
     pub artifact_globs: Vec<String>,
 }
 

@@ -6,6 +6,7 @@ use std::path::{Component, Path};
 
 use super::policy::Policies;
 use super::types::{InstanceType, Mount, MountKind, MountMode, Paths, RuntimeSpec, Watchdogs};
+use crate::glob::{GlobError, Globs};
 use crate::limits::{MAX_ENV_BYTES, MAX_START_BYTES};
 use crate::paths as contract;
 
@@ -283,12 +284,15 @@ fn policies(policies: &Policies, problems: &mut Problems) {
     let globs = &policies.output_collection.artifact_globs;
     problems.check(globs.len() <= 256, "policies.output_collection.artifact_globs", "must be at most 256 patterns");
     for (index, glob) in globs.iter().enumerate() {
-        let fits = (1..=1024).contains(&glob.len())
-            && !glob.starts_with('/')
-            && !glob.split('/').any(|part| matches!(part, "" | "." | ".."))
-            && !glob.chars().any(char::is_control);
         let path = format!("policies.output_collection.artifact_globs[{index}]");
-        problems.check(fits, &path, "must be a pattern relative to artifacts/, 1 to 1024 bytes, without `..`");
+        match Globs::parse([glob.as_str()].into_iter()) {
+            Err(error @ (GlobError::OpenClass(_) | GlobError::TooLong)) => problems.add(&path, error.to_string()),
+            read => problems.check(
+                read.is_ok() && !glob.chars().any(char::is_control),
+                &path,
+                "must be a pattern relative to artifacts/, without `..`",
+            ),
+        }
     }
 }
 

@@ -239,8 +239,12 @@ pub enum Notice {
         #[serde(deserialize_with = "crate::bounded::count")]
         #[cfg_attr(feature = "schema", schemars(range(max = crate::limits::MAX_COUNT)))]
         skipped: u64,
-        /// Whether a limit ended it.
+        /// Whether something is missing that was asked for: it is beyond a limit, or could not be had. Links and special files
+        /// are not.
         truncated: bool,
+        /// What is missing, and why; the first such thing.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        problem: Option<String>,
     },
     /// Of a newer version.
     #[serde(other)]

@@ -169,7 +169,7 @@ pub struct Signal {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Archive {
-    /// `*` and `?` within a component, `**` across them. `**` means all.
+    /// Read by [`Globs`](crate::glob::Globs). `**` means all.
     pub globs: Vec<String>,
     /// Where to stop.
     pub limits: ArchiveLimits,
@@ -178,12 +178,12 @@ pub struct Archive {
     pub after: Option<String>,
 }
 
-/// Bounds of one collection; what lies beyond them is counted, and said.
+/// Bounds of one collection; that something lies beyond them is said.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct ArchiveLimits {
-    /// Files and folders.
+    /// Files and folders. The archive ends with the last of them.
     pub max_files: u64,
-    /// Bytes of all files together.
+    /// Bytes of all files together. One that does not fit is left out; those behind it may.
     pub max_bytes: u64,
 }

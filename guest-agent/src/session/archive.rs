@@ -11,13 +11,13 @@
 //! had when it was opened.
 
 use pika_cloud_common::digest::Digest;
+use pika_cloud_common::glob::{GlobError, Globs};
 use pika_cloud_common::limits::{MAX_CHUNK_BYTES, MAX_COUNT};
 use pika_cloud_common::wire::{Archive, ArchiveLimits, Entry, GuestMessage, Notice};
 use rustix::fd::OwnedFd;
 use rustix::fs::Stat;
 use sha2::{Digest as _, Sha256};
 
-use super::glob::{GlobError, Globs};
 use super::walk::{Step, Walk};
 use crate::ledger::read_at;
 
@@ -35,7 +35,8 @@ pub struct Archiver {
     files: u64,
     bytes: u64,
     skipped: u64,
-    truncated: bool,
+    /// The first thing that was asked for and is not in it, and why.
+    problem: Option<String>,
 }
 
 #[derive(Debug)]
@@ -51,7 +52,7 @@ impl Archiver {
         let globs = Globs::parse(asked.globs.iter().map(String::as_str))?;
         let walk = root.map(|root| Walk::new(root, globs, asked.after.as_deref()));
         let limits = asked.limits;
-        Ok(Self { walk, limits, sending: None, files: 0, bytes: 0, skipped: 0, truncated: false })
+        Ok(Self { walk, limits, sending: None, files: 0, bytes: 0, skipped: 0, problem: None })
     }
 
     /// Appends a piece to `out`; says whether there is more.
@@ -66,6 +67,10 @@ impl Archiver {
             Step::End => self.end(out),
             Step::Odd(path, reason) => {
                 self.skip(path, reason, out);
+                true
+            }
+            Step::Lost(path, reason) => {
+                self.lose(path, reason, out);
                 true
             }
             Step::Folder(path, stat) => self.send_folder(path, stat, out),
@@ -90,8 +95,9 @@ impl Archiver {
         }
         let size = u64::try_from(stat.st_size).unwrap_or(0);
         if size > MAX_COUNT || size > self.limits.max_bytes.saturating_sub(self.bytes) {
-            self.skip(path, "it does not fit the limit of bytes", out);
-            return self.stop(out);
+            // One that is smaller may fit.
+            self.lose(path, &format!("it does not fit limits.artifact_bytes ({})", self.limits.max_bytes), out);
+            return true;
         }
         self.files += 1;
         let entry =
@@ -101,11 +107,15 @@ impl Archiver {
     }
 
     fn send_chunk(&mut self, mut sending: Sending, out: &mut Vec<u8>) {
+        let mut problem = None;
         let entry = &mut sending.entry;
         let left = usize::try_from(entry.size - entry.offset).unwrap_or(MAX_CHUNK_BYTES).min(MAX_CHUNK_BYTES);
         let mut chunk = vec![0; left];
-        // What cannot be read counts as the end of the file.
-        let read = read_at(&sending.fd, &mut chunk, entry.offset).unwrap_or(0);
+        // What cannot be read counts as the end of the file, and is told.
+        let read = read_at(&sending.fd, &mut chunk, entry.offset).unwrap_or_else(|errno| {
+            problem = Some(format!("it cannot be read to its end: {errno}"));
+            0
+        });
         sending.hasher.update(&chunk[..read]);
         entry.len = read as u64;
         let ended = read < left || entry.offset + entry.len == entry.size;
@@ -116,9 +126,18 @@ impl Archiver {
         out.extend_from_slice(&chunk[..read]);
         self.bytes += entry.len;
         entry.offset += entry.len;
-        if !ended {
+        if let Some(problem) = problem {
+            self.lose(entry.path.clone(), &problem, out);
+        } else if !ended {
             self.sending = Some(sending);
         }
+    }
+
+    fn lose(&mut self, path: String, reason: &str, out: &mut Vec<u8>) {
+        if self.problem.is_none() {
+            self.problem = Some(format!("`{path}`: {reason}"));
+        }
+        self.skip(path, reason, out);
     }
 
     fn skip(&mut self, path: String, reason: &str, out: &mut Vec<u8>) {
@@ -128,16 +147,16 @@ impl Archiver {
         }
     }
 
-    /// A limit was reached.
+    /// No more files: a walk through all that there is would take the time that is for what was asked for.
     fn stop(&mut self, out: &mut Vec<u8>) -> bool {
-        self.truncated = true;
+        self.problem = Some(format!("there are more than limits.artifact_files ({})", self.limits.max_files));
         self.end(out)
     }
 
     fn end(&mut self, out: &mut Vec<u8>) -> bool {
-        let truncated = self.truncated || self.walk.as_ref().is_some_and(|walk| walk.truncated);
-        let (files, bytes, skipped) = (self.files, self.bytes, self.skipped);
-        GuestMessage::Notice(Notice::ArchiveDone { files, bytes, skipped, truncated }).write(out);
+        let (files, bytes, skipped, problem) = (self.files, self.bytes, self.skipped, self.problem.take());
+        let truncated = problem.is_some();
+        GuestMessage::Notice(Notice::ArchiveDone { files, bytes, skipped, truncated, problem }).write(out);
         false
     }
 }

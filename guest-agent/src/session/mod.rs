@@ -3,7 +3,6 @@
 pub mod archive;
 pub mod bulk;
 pub mod core;
-pub mod glob;
 pub mod source;
 mod tail;
 pub mod walk;

@@ -3,7 +3,8 @@
 //! ```text
 //!   levels:  artifacts/ ── a/ ── b/          each: its descriptor, its names (sorted), how far it is
 //!                                └ next name: regular file ──► Found    folder ──► Found, one level more
-//!                                             anything else ──► Odd
+//!                                             link, device, socket, FIFO ──► Odd
+//!                                             what cannot be had, or is beyond a bound ──► Lost
 //! ```
 //!
 //! Nothing is opened by a path: each component is looked at and opened from the descriptor of its folder, and no link is
@@ -11,11 +12,11 @@
 
 use std::mem::MaybeUninit;
 
+use pika_cloud_common::glob::{Globs, Places};
 use pika_cloud_common::limits::{MAX_ARCHIVE_DEPTH, MAX_ARCHIVE_FOLDER_ENTRIES, MAX_ARCHIVE_PATH_BYTES};
 use rustix::fd::{AsFd as _, OwnedFd};
 use rustix::fs::{self, AtFlags, FileType, Mode, OFlags, RawDir, Stat};
-
-use super::glob::{Globs, Places};
+use rustix::io::Errno;
 
 /// Bytes of names that are held at once, over all levels.
 const MAX_HELD_BYTES: usize = 32 * 1024 * 1024;
@@ -24,6 +25,9 @@ const LIST_BYTES: usize = 32 * 1024;
 /// Names that one step looks at.
 const STEP_NAMES: usize = 256;
 
+/// Why something is left out that its folder named a moment before.
+const GONE: &str = "it is gone, or was replaced";
+
 /// What a step of a walk came to.
 #[derive(Debug)]
 pub enum Step {
@@ -31,8 +35,10 @@ pub enum Step {
     File(String, OwnedFd, Stat),
     /// A folder that matches.
     Folder(String, Stat),
-    /// Something that matches and is left out.
+    /// Something that matches and can be no artifact.
     Odd(String, &'static str),
+    /// Something that matches, or may hold what does, and cannot be had.
+    Lost(String, &'static str),
     /// Go on.
     More,
     /// That was all.
@@ -46,8 +52,6 @@ pub struct Walk {
     levels: Vec<Level>,
     path: String,
     held: usize,
-    /// A bound left something out that might have matched.
-    pub truncated: bool,
 }
 
 #[derive(Debug)]
@@ -75,7 +79,7 @@ impl Walk {
     pub fn new(root: OwnedFd, globs: Globs, after: Option<&str>) -> Self {
         let places = globs.start();
         let after = after.map_or_else(Vec::new, |path| path.split('/').map(str::to_owned).collect());
-        let mut walk = Self { globs, levels: Vec::new(), path: String::new(), held: 0, truncated: false };
+        let mut walk = Self { globs, levels: Vec::new(), path: String::new(), held: 0 };
         walk.descend(root, places, after);
         walk
     }
@@ -89,11 +93,10 @@ impl Walk {
     pub fn step(&mut self) -> Step {
         for _ in 0..STEP_NAMES {
             let Some(level) = self.levels.last_mut() else { return Step::End };
-            if level.listing {
-                self.list();
-                return Step::More;
-            }
             self.path.truncate(level.path_len);
+            if level.listing {
+                return self.list();
+            }
             let Some(name) = level.names.pop() else {
                 let level = self.levels.pop();
                 self.held -= level.map_or(0, |level| level.names.bytes.len());
@@ -108,13 +111,19 @@ impl Walk {
     }
 
     /// Reads one piece of the last level's folder.
-    fn list(&mut self) {
-        let Some(level) = self.levels.last_mut() else { return };
+    fn list(&mut self) -> Step {
+        let Some(level) = self.levels.last_mut() else { return Step::End };
+        let mut problem = None;
         let mut buffer = vec![MaybeUninit::uninit(); LIST_BYTES];
         let mut entries = RawDir::new(level.folder.as_fd(), &mut buffer);
         loop {
             match entries.next() {
-                None | Some(Err(_)) => {
+                None => {
+                    level.listing = false;
+                    break;
+                }
+                Some(Err(_)) => {
+                    problem = Some("it cannot be listed");
                     level.listing = false;
                     break;
                 }
@@ -125,7 +134,7 @@ impl Walk {
                     }
                     if level.names.spans.len() >= MAX_ARCHIVE_FOLDER_ENTRIES || self.held + name.len() > MAX_HELD_BYTES
                     {
-                        self.truncated = true;
+                        problem = Some("it holds more names than the agent looks at");
                         level.listing = false;
                         break;
                     }
@@ -140,6 +149,8 @@ impl Walk {
         if !level.listing {
             level.names.sort();
         }
+        let shown = || if self.path.is_empty() { ".".to_owned() } else { self.path.clone() };
+        problem.map_or(Step::More, |problem| Step::Lost(shown(), problem))
     }
 
     /// Looks at one name of the last level.
@@ -163,16 +174,21 @@ impl Walk {
         }
         self.path.push_str(&shown);
         let odd = |walk: &Self, reason| if matched { Step::Odd(walk.path.clone(), reason) } else { Step::More };
-        if text.is_none() {
-            return odd(self, "its name is not UTF-8, or has control characters");
-        }
-        if self.path.len() > MAX_ARCHIVE_PATH_BYTES {
-            return odd(self, "its path is too long");
-        }
-        let Ok(stat) = fs::statat(&level.folder, name, AtFlags::SYMLINK_NOFOLLOW) else {
-            return odd(self, "it is gone, or cannot be looked at");
+        let lost = |walk: &Self, reason| Step::Lost(walk.path.clone(), reason);
+        let stat = match fs::statat(&level.folder, name, AtFlags::SYMLINK_NOFOLLOW) {
+            Ok(stat) => stat,
+            Err(Errno::NOENT) => return odd(self, GONE),
+            Err(_) => return lost(self, "it cannot be looked at"),
         };
-        match FileType::from_raw_mode(stat.st_mode) {
+        let kind = FileType::from_raw_mode(stat.st_mode);
+        let is_wanted = kind == FileType::Directory || kind == FileType::RegularFile && matched;
+        if is_wanted && text.is_none() {
+            return lost(self, "its name is not UTF-8, or has control characters");
+        }
+        if is_wanted && self.path.len() > MAX_ARCHIVE_PATH_BYTES {
+            return lost(self, "its path is too long");
+        }
+        match kind {
             FileType::Directory => self.look_at_folder(name, (places, below), after, matched, stat),
             FileType::RegularFile if matched => {
                 // Looked at first, since opening a device can do things; opened so that a FIFO that took its place
@@ -186,7 +202,8 @@ impl Walk {
                     Ok((fd, stat)) if FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile => {
                         Step::File(self.path.clone(), fd, stat)
                     }
-                    _ => odd(self, "it cannot be opened, or was replaced"),
+                    Ok(_) | Err(Errno::NOENT | Errno::LOOP | Errno::NXIO) => odd(self, GONE),
+                    Err(_) => lost(self, "it cannot be opened"),
                 }
             }
             FileType::RegularFile => Step::More,
@@ -208,8 +225,7 @@ impl Walk {
             return found(self);
         }
         if self.levels.len() >= MAX_ARCHIVE_DEPTH {
-            self.truncated = true;
-            return Step::Odd(self.path.clone(), "it lies too deep");
+            return Step::Lost(self.path.clone(), "it lies too deep");
         }
         let Some(level) = self.levels.last() else { return Step::End };
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
@@ -219,7 +235,8 @@ impl Walk {
                 self.descend(folder, places, after);
                 found
             }
-            Err(_) => Step::Odd(self.path.clone(), "it cannot be opened"),
+            Err(Errno::NOENT | Errno::LOOP | Errno::NOTDIR) => Step::Odd(self.path.clone(), GONE),
+            Err(_) => Step::Lost(self.path.clone(), "it cannot be opened"),
         }
     }
 }

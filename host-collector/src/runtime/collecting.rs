@@ -266,11 +266,11 @@ impl Core {
     }
 
     /// The guest sent all that it has. Where nothing was asked for yet, it says nothing.
-    pub(super) fn archived(&mut self, skipped: u64, truncated: bool) {
+    pub(super) fn archived(&mut self, skipped: u64, problem: Option<String>) {
         if !self.takes_entries() {
             return;
         }
-        let problem = truncated.then(|| "the artifacts are beyond the spec's limits, or the agent's".to_owned());
+        let problem = problem.map(|problem| format!("artifacts are left out: {problem}"));
         self.came_to_its_end(problem, skipped);
     }
 

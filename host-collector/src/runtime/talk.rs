@@ -12,6 +12,7 @@ use crate::bake::bake_command;
 use crate::journal::HostRecord;
 use crate::machine::{CallFailure, Found, Guest, Input, SessionLoss};
 use crate::session::{Opened, Received, Session, SessionFault};
+use crate::words::one_line;
 
 /// Streams that an incarnation may have: its own, and what an image or an earlier boot left before it.
 const MAX_STREAMS: u32 = 16;
@@ -139,7 +140,7 @@ impl Core {
                 Ok(Taken::More) => {}
                 Ok(Taken::Refused(error)) => self.refused(error),
                 Ok(Taken::End(reason)) => return self.ended_by_guest(reason),
-                Ok(Taken::Archived { skipped, truncated }) => self.archived(skipped, truncated),
+                Ok(Taken::Archived { skipped, problem }) => self.archived(skipped, problem),
                 Ok(Taken::Stranger(message)) => return self.session_lost(SessionLoss::Lost(message)),
                 Err(fault) => return self.fault(&fault),
             }
@@ -309,8 +310,10 @@ impl Core {
                 return Taken::More;
             }
             Notice::Rewound { .. } => self.next_commit.hear(Guest::Rewound),
-            Notice::ArchiveDone { skipped, truncated, .. } => {
-                return Taken::Archived { skipped: *skipped, truncated: *truncated };
+            Notice::ArchiveDone { skipped, truncated, problem, .. } => {
+                let problem = problem.as_deref().map(one_line);
+                let untold = || truncated.then(|| "the agent does not say which, or why".to_owned());
+                return Taken::Archived { skipped: *skipped, problem: problem.or_else(untold) };
             }
             _ => {}
         }
@@ -363,7 +366,7 @@ enum Taken {
     /// The guest ended the session.
     End(EndReason),
     /// The archive is over.
-    Archived { skipped: u64, truncated: bool },
+    Archived { skipped: u64, problem: Option<String> },
     /// It is not with our machine: why.
     Stranger(String),
 }

@@ -28,7 +28,7 @@ fn an_open_session_brings_outputs_at_once() {
     let mut shell = collecting(spec());
     shell.says(&entry("out"));
     assert_eq!(shell.came.0, ["out"]);
-    let asked = shell.notice(Notice::ArchiveDone { files: 1, bytes: 0, skipped: 2, truncated: false });
+    let asked = shell.notice(Notice::ArchiveDone { files: 1, bytes: 0, skipped: 2, truncated: false, problem: None });
     assert_eq!(asked, [format!("store within {:?}", budget())]);
     assert_eq!(shell.core.next_tick().map(|due| due > shell.now.mono), Some(true));
     shell.core.stored(Stored { files: 1, bytes: 7, problem: None }, shell.now);
@@ -55,7 +55,7 @@ fn an_archive_that_nobody_asked_for_ends_no_collection() {
     shell.looked(Some(running()));
     shell.dialled();
     assert_eq!(shell.hello("s-1"), ["send TERM"]);
-    shell.notice(Notice::ArchiveDone { files: 0, bytes: 0, skipped: 0, truncated: false });
+    shell.notice(Notice::ArchiveDone { files: 0, bytes: 0, skipped: 0, truncated: false, problem: None });
     let (code, message) = (ErrorCode::Archive, "no".to_owned());
     shell.says(&GuestMessage::Error(SessionError { code, message }));
     assert_eq!(shell.core.phase(), Phase::Collecting);
@@ -164,7 +164,10 @@ fn a_budget_that_is_over_is_the_end_of_it() {
     // What comes now is not of what is being stored.
     shell.says(&entry("late"));
     assert_eq!(shell.came.0, ["half"]);
-    assert_eq!(shell.notice(Notice::ArchiveDone { files: 9, bytes: 9, skipped: 9, truncated: false }), [""; 0]);
+    assert_eq!(
+        shell.notice(Notice::ArchiveDone { files: 9, bytes: 9, skipped: 9, truncated: false, problem: None }),
+        [""; 0]
+    );
     shell.core.stored(Stored::default(), shell.now);
     assert!(problem(&shell).unwrap().contains("not done within collect_secs"));
 }
@@ -199,13 +202,18 @@ fn an_answer_of_before_disturbs_no_collection() {
 #[test]
 fn what_the_disk_refuses_is_told() {
     let mut shell = collecting(spec());
-    shell.notice(Notice::ArchiveDone { files: 1, bytes: 1, skipped: 0, truncated: true });
+    shell.notice(Notice::ArchiveDone { files: 1, bytes: 1, skipped: 0, truncated: true, problem: None });
     shell.core.stored(Stored { problem: Some("no room".to_owned()), ..Stored::default() }, shell.now);
     assert_eq!(problem(&shell).as_deref(), Some("no room"));
     let mut truncated = collecting(spec());
-    truncated.notice(Notice::ArchiveDone { files: 1, bytes: 1, skipped: 0, truncated: true });
+    truncated.notice(Notice::ArchiveDone { files: 1, bytes: 1, skipped: 0, truncated: true, problem: None });
     truncated.core.stored(Stored::default(), truncated.now);
-    assert!(problem(&truncated).unwrap().contains("beyond the spec's limits"));
+    assert_eq!(problem(&truncated).unwrap(), "artifacts are left out: the agent does not say which, or why");
+    let mut told = collecting(spec());
+    let why = Some("`a\tb`: its name has control characters".to_owned());
+    told.notice(Notice::ArchiveDone { files: 1, bytes: 1, skipped: 1, truncated: true, problem: why });
+    told.core.stored(Stored::default(), told.now);
+    assert_eq!(problem(&told).unwrap(), "artifacts are left out: `a b`: its name has control characters");
 }
 
 /// Cancelled while no session is open: the workload is told as soon as one is, and gets its grace.

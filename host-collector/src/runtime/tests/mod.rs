@@ -249,7 +249,8 @@ impl Shell {
 
     /// The guest has sent all that it has, and that is stored.
     fn collected(&mut self) -> Vec<String> {
-        let mut asked = self.notice(Notice::ArchiveDone { files: 0, bytes: 0, skipped: 0, truncated: false });
+        let mut asked =
+            self.notice(Notice::ArchiveDone { files: 0, bytes: 0, skipped: 0, truncated: false, problem: None });
         self.core.stored(Stored::default(), self.now);
         asked.extend(self.asked());
         asked

@@ -442,7 +442,8 @@ impl Open {
         let Some(file) = next.filter(|_| !truncated) else {
             let files = if asked.globs.is_empty() { 0 } else { *at as u64 };
             archived.push((stream.id.clone(), self.last_seq, self.log_sent));
-            GuestMessage::Notice(Notice::ArchiveDone { files, bytes: *bytes, skipped: 0, truncated }).write(out);
+            GuestMessage::Notice(Notice::ArchiveDone { files, bytes: *bytes, skipped: 0, truncated, problem: None })
+                .write(out);
             self.archive = None;
             return Done::Nothing;
         };
