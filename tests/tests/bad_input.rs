@@ -446,9 +446,15 @@ fn an_output_folder_that_cannot_be_written_is_told() {
     let blocked = stage.more("file");
     fs::write(&blocked, "a file").unwrap();
     let done = stage.call(&["run", file.to_str().unwrap(), "--output", blocked.join("out").to_str().unwrap()]);
-    done.expect(125).saying(&[blocked.to_str().unwrap()]);
+    done.expect(125).saying(&[blocked.to_str().unwrap(), "--output"]);
+    assert!(!stage.runtime(&spec).exists(), "no job is run for outputs that have no place");
+    // Where it turns out afterwards, the outputs are in the state dir all the same.
+    let foreign = stage.more("foreign");
+    fs::create_dir(&foreign).unwrap();
+    fs::write(foreign.join("verdict.json"), "somebody's").unwrap();
+    let done = stage.call(&["run", file.to_str().unwrap(), "--output", foreign.to_str().unwrap()]);
+    done.expect(125).saying(&[foreign.to_str().unwrap(), &format!("pika-cloud collect {} --output", spec.id)]);
     stage.check_nothing_left(&spec);
-    // The outputs are in the state dir all the same.
     stage.call(&["collect", &spec.id, "--output", stage.more("collected").to_str().unwrap()]).expect(0);
     assert!(stage.more("collected/verdict.json").exists());
 }

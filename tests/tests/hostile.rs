@@ -167,7 +167,11 @@ line'; echo x > \"$(printf 'bad\\377')\"; echo x > \"$(printf 'esc\\033[2J')\"; 
     assert_eq!(outputs.bytes("artifacts/sparse").len(), 50_000_001);
     let collection = &verdict["evidence"]["collection"];
     assert!(collection["skipped"].as_u64().unwrap() >= 8, "{collection}");
-    assert_eq!(code, if collection["complete"] == true { 0 } else { 125 });
+    // Files are missing, and not only what can be none.
+    assert_eq!((code, &collection["complete"]), (125, &Value::from(false)), "{collection}");
+    assert!(collection["error"].as_str().unwrap().starts_with("artifacts are left out: `"), "{collection}");
+    let links = harmful(&stage, "cd artifacts; echo good > good; ln -s good link; mkfifo pipe");
+    stage.run(&links).expect(0).saying(&["1 files, 5 bytes, 2 left out"]);
 }
 
 #[test]
@@ -183,6 +187,10 @@ fn limits_of_artifacts_hold() {
     for (code, verdict) in &ended[..2] {
         assert_eq!(verdict["verdict"], "completed");
         assert_eq!((*code, &verdict["evidence"]["collection"]["complete"]), (125, &Value::from(false)), "{verdict}");
+    }
+    for ((_, verdict), limit) in ended.iter().zip(["limits.artifact_files (20)", "limits.artifact_bytes (2000000)"]) {
+        let error = verdict["evidence"]["collection"]["error"].as_str().unwrap();
+        assert!(error.contains(limit), "{error}");
     }
     assert!(stage.outputs(&specs[0]).artifacts().len() <= 20);
     assert_eq!(stage.outputs(&specs[1]).artifacts(), ["a"]);

@@ -141,7 +141,7 @@ fn a_failed_job_passes_its_code_and_answers_it_again() {
     assert_eq!(outputs.bytes("verdict.json"), verdict, "the same verdict, byte for byte");
     assert_eq!(stage.journal(&spec).lines, records, "nothing happened");
     assert!(second.took < first.took, "{:?} is no answer from the journal, the run took {:?}", second.took, first.took);
-    assert!(second.stderr.contains("already ended"), "{}", second.stderr);
+    assert!(second.stderr.contains("already ended") && second.stderr.contains("--again"), "{}", second.stderr);
     assert!(!stage.has_instance(&spec));
 
     stage.start_with(&spec, &["--again"]).finish().expect(3);

@@ -39,6 +39,11 @@ pub(crate) async fn inspect(cloud: &Cloud, id: &str, json: bool) -> Result<ExitC
     }
     for (name, value) in document.as_object().into_iter().flatten() {
         match value {
+            Value::Null if name == "driven_by" && !view.is_settled() => {
+                print::line(&format!(
+                    "{name:<16} nobody: `pika-cloud run SPEC` or `pika-cloud reconcile` goes on with it"
+                ));
+            }
             Value::Null => {}
             Value::String(text) => print::line(&format!("{name:<16} {}", print::plain(text))),
             Value::Object(_) => print::line(&format!("{name:<16} {}", print::plain(&value.to_string()))),

@@ -14,7 +14,7 @@ use tokio::sync::watch;
 use crate::args::Run;
 use crate::exit::{self, Failure};
 use crate::print;
-use crate::show::{Follow, What, follow};
+use crate::show::{Follow, What, follow, verdict_line};
 
 /// How long what is shown may lag behind what has ended.
 const LAST_LINES: Duration = Duration::from_secs(5);
@@ -75,12 +75,20 @@ impl Wishes {
 pub(crate) async fn run(cloud: &Cloud, args: &Run, json: bool) -> Result<ExitCode, Failure> {
     let spec = read_spec(&args.spec)?;
     let id = spec.identity.runtime_id.clone();
+    if let Some(output) = &args.output {
+        // What is wrong with it is told before a job is run for it.
+        std::fs::create_dir_all(output).map_err(|error| {
+            Failure::Other(format!("{}: {error}: name a folder that can be made, by --output", output.display()))
+        })?;
+    }
     let rerun = if args.again { Rerun::Again } else { Rerun::Answer };
     let what = if json { What::Json } else { What::All };
     let began = Instant::now();
     let (cancel, wish) = watch::channel(false);
     let mut wishes = Wishes::new()?;
-    let shown = tokio::spawn(show_beside(cloud.clone(), id.clone(), what, began, rerun));
+    // One that is over is answered, once it is known to be of this spec.
+    let is_over = rerun == Rerun::Answer && cloud.view(&id).is_ok_and(|view| view.is_settled());
+    let shown = (!is_over).then(|| tokio::spawn(show_beside(cloud.clone(), id.clone(), what, began)));
     let running = cloud.run(&spec, rerun, wish);
     tokio::pin!(running);
     let verdict = loop {
@@ -88,7 +96,7 @@ pub(crate) async fn run(cloud: &Cloud, args: &Run, json: bool) -> Result<ExitCod
             verdict = &mut running => break verdict,
             wish = wishes.next() => match wish {
                 Wish::Cancel => {
-                    print::note("interrupted: ending the workload, collecting, destroying; once more to leave at once");
+                    print::note("interrupted: ending the workload, collecting, then what its policy says; once more to leave at once");
                     // `run` holds the other end.
                     let _ = cancel.send(true);
                 }
@@ -106,40 +114,42 @@ pub(crate) async fn run(cloud: &Cloud, args: &Run, json: bool) -> Result<ExitCod
     let verdict = match verdict {
         Ok(verdict) => verdict,
         Err(error) => {
-            shown.abort();
+            if let Some(shown) = shown {
+                shown.abort();
+            }
             // What was collected is here, whatever became of the instance.
             if let (Some(output), Error::NotDestroyed { verdict: Some(_), .. }) = (&args.output, &error) {
-                cloud.collect(&id, output)?;
+                copy_outputs(cloud, &id, output)?;
             }
             return Err(error.into());
         }
     };
-    // The last lines are on their way: what is shown comes from the journal, and that is complete.
-    let _ = tokio::time::timeout(LAST_LINES, shown).await;
+    match shown {
+        // The last lines are on their way: what is shown comes from the journal, and that is complete.
+        Some(shown) => drop(tokio::time::timeout(LAST_LINES, shown).await),
+        None if json => {
+            follow(cloud, &id, Follow { what, since: began, incarnation: verdict.incarnation, stay: false }).await?;
+        }
+        None => {
+            let message = format!("already ended: {}; --again runs it anew", verdict_line(&verdict));
+            print::phase(began.elapsed(), verdict.outcome.name(), &message);
+        }
+    }
     if let Some(output) = &args.output {
-        cloud.collect(&id, output)?;
+        copy_outputs(cloud, &id, output)?;
     }
     Ok(ExitCode::from(verdict.exit_code()))
 }
 
-/// Shows the runtime that is about to be begun. One that is over already is shown by its verdict alone.
-async fn show_beside(cloud: Cloud, id: String, what: What, since: Instant, rerun: Rerun) -> Result<(), Failure> {
-    let earlier = cloud.view(&id).ok();
-    let incarnation = match earlier {
-        Some(view) if view.is_settled() && rerun == Rerun::Answer => {
-            let incarnation = view.incarnation;
-            match view.verdict {
-                _ if what == What::Json => {
-                    follow(&cloud, &id, Follow { what, since, incarnation, stay: false }).await?;
-                }
-                Some(verdict) => {
-                    let message = format!("already ended: {}", verdict.message);
-                    print::phase(since.elapsed(), verdict.outcome.name(), &message);
-                }
-                None => {}
-            }
-            return Ok(());
-        }
+/// The job is over: its outputs are in the state dir, whatever becomes of the copy.
+fn copy_outputs(cloud: &Cloud, id: &str, output: &Path) -> Result<(), Failure> {
+    let kept = |error| format!("{error} (the outputs are kept: pika-cloud collect {id} --output DIR)");
+    cloud.collect(id, output).map_err(|error| Failure::Other(kept(error)))
+}
+
+/// Shows the runtime that is about to be begun, or goes on.
+async fn show_beside(cloud: Cloud, id: String, what: What, since: Instant) -> Result<(), Failure> {
+    let incarnation = match cloud.view(&id).ok() {
         Some(view) if view.is_settled() => view.incarnation + 1,
         Some(view) => view.incarnation.max(1),
         None => 1,
@@ -162,7 +172,7 @@ pub(crate) async fn ensure(cloud: &Cloud, spec: &Path, again: bool, json: bool) 
         follow(cloud, id, Follow { what: What::Json, since: Instant::now(), incarnation, stay: false }).await?;
     }
     let text = match ensured {
-        Ensured::Created => "its workload was started",
+        Ensured::Created => "its workload was started; `pika-cloud run SPEC` or `pika-cloud reconcile` goes on with it",
         Ensured::Adopted => "it was running already",
         Ensured::Ended => "it has ended, and `--again` starts it anew",
     };

@@ -58,18 +58,26 @@ impl Show {
                 }
             }
             Body::Host(HostRecord::Collected { collection }) => {
-                let count = format!("{} files, {} bytes", collection.files, collection.bytes);
+                let skipped = match collection.skipped {
+                    0 => String::new(),
+                    skipped => format!(", {skipped} left out"),
+                };
+                let count = format!("{} files, {} bytes{skipped}", collection.files, collection.bytes);
                 match &collection.error {
                     None => self.phase("collected", &count),
                     Some(error) => self.phase("collected", &format!("{count}, incomplete: {error}")),
                 }
             }
             Body::Host(HostRecord::Verdict { verdict }) => {
-                self.phase(verdict.outcome.name(), &verdict_line(verdict));
+                self.phase(verdict.outcome.name(), &format!("verdict: {}", verdict_line(verdict)));
                 self.verdict = Some((**verdict).clone());
             }
             Body::Host(HostRecord::Kept { for_secs }) => {
-                self.phase("kept", &for_secs.map_or("until it is stopped".to_owned(), |secs| format!("for {secs} s")));
+                let until = match for_secs {
+                    None => "until it is stopped (pika-cloud stop)".to_owned(),
+                    Some(secs) => format!("for {secs} s; after that `pika-cloud reconcile` destroys it"),
+                };
+                self.phase("kept", &until);
                 self.finished = true;
             }
             Body::Host(HostRecord::Finished { restart_in_ms: Some(ms), .. }) => {
@@ -121,7 +129,7 @@ impl Show {
 }
 
 /// A verdict in a line.
-fn verdict_line(verdict: &Verdict) -> String {
+pub(crate) fn verdict_line(verdict: &Verdict) -> String {
     use pika_cloud_common::verdict::Outcome;
     let code = match verdict.outcome {
         Outcome::Completed { exit_code: Some(code) } | Outcome::Failed { exit_code: Some(code) } => {
@@ -129,10 +137,13 @@ fn verdict_line(verdict: &Verdict) -> String {
         }
         _ => String::new(),
     };
-    match &verdict.evidence.error {
-        Some(error) => format!("verdict: {}{code}: {error}", verdict.message),
-        None => format!("verdict: {}{code}", verdict.message),
+    let missing = verdict.evidence.collection.as_ref().and_then(|collection| collection.error.as_deref());
+    let mut line = format!("{}{code}", verdict.message);
+    for more in verdict.evidence.error.as_deref().into_iter().chain(missing.map(|_| "its outputs are not all here")) {
+        line.push_str(": ");
+        line.push_str(more);
     }
+    line
 }
 
 /// Follows a runtime from an incarnation on until the last one is over; `stay` says whether to wait for what comes.
