@@ -131,7 +131,7 @@ pub enum SessionFault {
     #[error("the guest broke the session protocol: {0}")]
     Broken(&'static str),
     /// Nothing was heard for too long.
-    #[error("nothing was heard from the guest for {} s", PEER_TIMEOUT.as_secs())]
+    #[error("the session brought nothing for {} s", PEER_TIMEOUT.as_secs())]
     Silent,
 }
 

@@ -70,6 +70,7 @@ fn way_out(error: &io::Error) -> &'static str {
         io::ErrorKind::PermissionDenied
         | io::ErrorKind::ReadOnlyFilesystem
         | io::ErrorKind::NotADirectory
+        | io::ErrorKind::NotFound
         | io::ErrorKind::AlreadyExists => ": name a writable folder with --state-dir",
         io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
             ": free some space there, or name another folder with --state-dir"

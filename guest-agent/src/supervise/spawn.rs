@@ -151,7 +151,7 @@ fn prepare(root: &Folder, what: &What) -> Result<(Command, Option<User>, String)
             command.env("SHELL", "/bin/sh").env("PWD", folder);
             command.envs(env).env(paths::ROOT_ENV, root.path());
             command.env("PATH", search_path::with_agent(path.as_deref().unwrap_or(DEFAULT_PATH.as_ref())));
-            let within = cwd.as_ref().map_or_else(String::new, |cwd| format!(" in {cwd}"));
+            let within = cwd.as_ref().map_or_else(String::new, |cwd| format!(" in the folder {cwd} (bootstrap.cwd)"));
             Ok((command, change.then_some(user), within))
         }
     }

@@ -149,34 +149,37 @@ impl Machine {
     /// The end that a deadline makes, if one has passed; and whether the workload may end by itself then.
     fn overdue(&self, watched: &Watched, now: Duration) -> Option<(EndDecision, bool)> {
         let due = |deadline: Option<Duration>| deadline.is_some_and(|deadline| deadline <= now);
-        let timed_out = EndDecision::timed_out;
+        let timed_out = |watchdog, text: &str, limit: Option<Duration>| {
+            EndDecision::timed_out(watchdog, format!("{text} ({} s)", limit.unwrap_or_default().as_secs()))
+        };
+        let plan = &self.plan;
         if due(watched.run) {
             // The guest had its grace, and did not keep it.
-            return Some((
-                timed_out(Watchdog::Run, "the workload ran beyond run_secs, and the guest did not end it"),
-                false,
-            ));
+            let text = "the guest did not end its workload, which ran beyond run_secs";
+            return Some((timed_out(Watchdog::Run, text, plan.run), false));
         }
         if due(watched.ready) {
-            return Some((timed_out(Watchdog::Ready, "the workload was not ready within ready_secs"), true));
+            let text = "the workload was not ready within ready_secs";
+            return Some((timed_out(Watchdog::Ready, text, plan.ready), true));
         }
         if due(watched.progress) {
             let is_capped =
                 self.deadlines.progress_cap.is_some() && self.deadlines.progress >= self.deadlines.progress_cap;
-            let text = if is_capped {
-                "the workload was not done within progress_cap_secs"
+            let (text, limit) = if is_capped {
+                ("the workload was not done within progress_cap_secs", plan.progress_cap)
             } else {
-                "the workload made no progress within progress_secs"
+                ("the workload made no progress within progress_secs", plan.progress)
             };
-            return Some((timed_out(Watchdog::Progress, text), true));
+            return Some((timed_out(Watchdog::Progress, text, limit), true));
         }
         if due(watched.boot) {
-            let end = timed_out(Watchdog::Boot, "the agent did not answer within boot_secs");
+            let end = timed_out(Watchdog::Boot, "the agent did not answer within boot_secs", Some(plan.boot));
             return Some((self.with_evidence(end), false));
         }
-        let is_silent = self.watches_silence() && now.saturating_sub(self.contact.heard_at) >= self.plan.silence;
+        let is_silent = self.watches_silence() && now.saturating_sub(self.contact.heard_at) >= plan.silence;
         is_silent.then(|| {
-            let end = EndDecision::new(Outcome::Unreachable, "the guest was not heard within silence_secs");
+            let text = format!("the guest was not heard within silence_secs ({} s)", plan.silence.as_secs());
+            let end = EndDecision::new(Outcome::Unreachable, text);
             (self.with_evidence(end), false)
         })
     }

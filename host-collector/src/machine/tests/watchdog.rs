@@ -168,7 +168,7 @@ fn progress_moves_its_deadline_up_to_a_cap() {
     let mut stuck = Bench::live(progress.clone());
     stuck.guest(Guest::Accepted);
     assert_eq!(stuck.wait_while(Phase::Live), 10 * SECOND);
-    assert_eq!(stuck.end().message, "the workload made no progress within progress_secs");
+    assert_eq!(stuck.end().message, "the workload made no progress within progress_secs (10 s)");
     is_asked_to_end(&mut stuck, Watchdog::Progress);
     let mut busy = Bench::live(progress.clone());
     let begin = busy.now;
