@@ -180,7 +180,7 @@ fn progress_moves_its_deadline_up_to_a_cap() {
         busy.feed(Input::Tick);
     }
     assert_eq!(busy.now - begin, 35 * SECOND, "however much it makes");
-    assert_eq!(busy.end().message, "the workload was not done within progress_cap_secs");
+    assert_eq!(busy.end().message, "the workload was not done within progress_cap_secs (35 s)");
     is_asked_to_end(&mut busy, Watchdog::Progress);
     let mut uncapped = Bench::live(Plan { progress_cap: None, ..progress });
     for _ in 0..100 {
