@@ -85,6 +85,8 @@ fn dispatch(args: &[String]) -> Result<()> {
     say::start(None);
     signals::install();
     match args[..] {
+        // It has a help of its own.
+        ["sim", ref rest @ ..] => tasks::simulate(rest),
         [] | ["help" | "-h" | "--help", ..] | [_, "-h" | "--help"] => {
             print!("{HELP}");
             Ok(())
@@ -96,11 +98,10 @@ fn dispatch(args: &[String]) -> Result<()> {
         ["incus"] => tasks::developer_incus(true),
         ["incus", "--bare"] => tasks::developer_incus(false),
         ["ci"] => tasks::ci(),
-        ["sim", ref rest @ ..] => tasks::simulate(rest),
         ["agent"] => cargo::checked_agent().map(|path| println!("{}", path.display())),
         ["nix"] => nix::check(),
-        [command, ..] => Err(Failure::usage(format!(
-            "`cargo xtask {}` is no command that is known here ({command}); `cargo xtask --help` lists them",
+        [..] => Err(Failure::usage(format!(
+            "`cargo xtask {}` is not known here; `cargo xtask --help` lists the commands, and what they take",
             args.join(" ")
         ))),
     }
