@@ -5,12 +5,7 @@
 //! places in that list where it may stand: no pattern makes it try one thing again and again, and a folder below which
 //! nothing can match is not entered.
 
-/// Globs in one archive.
-const MAX_GLOBS: usize = 256;
-/// Components of a glob: a set of places is the bits of one number.
-const MAX_COMPONENTS: usize = 63;
-/// Bytes of a glob.
-const MAX_GLOB_BYTES: usize = 1024;
+use crate::limits::{MAX_GLOB_BYTES, MAX_GLOB_COMPONENTS, MAX_GLOBS};
 
 /// A glob cannot be used.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
@@ -22,7 +17,7 @@ pub enum GlobError {
     #[error("the glob `{0}` is no relative path: leave out a leading `/`, `.`, `..` and empty components")]
     NotRelative(String),
     /// Too long, or of too many components.
-    #[error("a glob has at most {MAX_GLOB_BYTES} bytes and {MAX_COMPONENTS} components")]
+    #[error("a glob has at most {MAX_GLOB_BYTES} bytes and {MAX_GLOB_COMPONENTS} components")]
     TooLong,
     /// A class that does not end.
     #[error("the glob `{0}` has a `[` without its `]`: a `[` itself is `[[]`")]
@@ -54,7 +49,10 @@ enum Token {
 }
 
 impl Globs {
-    /// Reads them.
+    /// Reads them. Each is relative to the folder that is walked, in plain components.
+    ///
+    /// # Errors
+    /// Where there are more than [`MAX_GLOBS`], or one is not relative, does not end, or is beyond its bounds.
     pub fn parse<'a>(globs: impl ExactSizeIterator<Item = &'a str>) -> Result<Self, GlobError> {
         if globs.len() > MAX_GLOBS {
             return Err(GlobError::TooMany(globs.len()));
@@ -105,7 +103,7 @@ fn closure(glob: &[Component], mut set: u64) -> u64 {
 }
 
 fn parse_glob(glob: &str) -> Result<Vec<Component>, GlobError> {
-    if glob.len() > MAX_GLOB_BYTES || glob.split('/').count() > MAX_COMPONENTS {
+    if glob.len() > MAX_GLOB_BYTES || glob.split('/').count() > MAX_GLOB_COMPONENTS {
         return Err(GlobError::TooLong);
     }
     let component = |part: &str| match part {

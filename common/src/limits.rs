@@ -53,6 +53,15 @@ pub const RELEASE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Bytes of a bad line that a notice quotes.
 pub const BAD_LINE_SAMPLE_BYTES: usize = 128;
 
+/// Globs in one archive. A spec or an agent that is asked for more refuses them.
+pub const MAX_GLOBS: usize = 256;
+
+/// Bytes of a glob; likewise.
+pub const MAX_GLOB_BYTES: usize = 1024;
+
+/// Components of a glob, likewise: a set of places in one is the bits of one number.
+pub const MAX_GLOB_COMPONENTS: usize = 63;
+
 /// Names of one folder below `artifacts/` that the archive looks at. The rest is left out, and said.
 pub const MAX_ARCHIVE_FOLDER_ENTRIES: usize = 100_000;
 

@@ -215,7 +215,7 @@ fn every_value_wrong_at_once() {
     });
     let name = "must be a name of 1 to 256 bytes, without control characters";
     let plain = "must be plain: no `..`, no `.`, no doubled or final slash";
-    let glob = "must be a pattern relative to artifacts/, without `..`";
+    let glob = "must be a pattern relative to artifacts/, without `..` and control characters";
     let variable = "a variable's name is A-Z a-z 0-9 _, first no digit";
     let secs = "must be 1 to 316224000";
     let expected = [

@@ -231,6 +231,26 @@ fn what_is_missing_is_told() {
     assert_eq!(problem(&unreadable(b"folder/\t"), 9, 99), format!("`folder/\t`: {reason}"));
     let hidden = |at: &Path| std::fs::rename(at.join("folder"), at.join("fol\nder")).unwrap();
     assert_eq!(problem(&hidden, 9, 99), format!("`fol\nder`: {reason}"), "what is in it cannot be sent");
+    let far = |at: &Path| {
+        let folder = at.join("folder").join(vec!["ü".repeat(100); 10].join("/"));
+        std::fs::create_dir_all(&folder).unwrap();
+        std::fs::write(folder.join("\t"), "").unwrap();
+    };
+    let told = problem(&far, 99, 99);
+    // A host keeps 300 characters.
+    assert!(told.ends_with(&format!("ü…`: {reason}")) && told.chars().count() < 300, "{told}");
+    // Those that do not fit are looked at, too.
+    assert_eq!(problem(&|_| (), 2, 3), "`a`: it does not fit limits.artifact_bytes (3)");
+}
+
+/// What is wrong with a folder out of which nothing is wanted is no loss.
+#[test]
+fn nothing_is_missing_where_nothing_is_asked_for() {
+    let guest = with_artifacts(&["a"]);
+    assert_eq!((archive(&guest, &[]).done, archive(&guest, &[]).problem), (Some((0, 0, 0, false)), None));
+    std::fs::remove_dir_all(guest.path("artifacts")).unwrap();
+    misplace(&guest.path("artifacts"), "link");
+    assert_eq!(archive(&guest, &[]).done, Some((0, 0, 0, false)));
 }
 
 #[test]

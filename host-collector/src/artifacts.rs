@@ -45,12 +45,24 @@ pub(crate) enum ArtifactError {
     },
 }
 
-fn is_full(error: &io::Error) -> bool {
-    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
+fn way_out(error: &io::Error) -> &'static str {
+    match error.kind() {
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => ": free some space in the state dir",
+        _ => "",
+    }
 }
 
-fn way_out(error: &io::Error) -> &'static str {
-    if is_full(error) { ": free some space in the state dir" } else { "" }
+/// Below this an earlier try is removed before the next one begins.
+const TIGHT_BYTES: u64 = 16 * 1024 * 1024;
+const TIGHT_FILES: u64 = 1024;
+
+/// Whether there is hardly room for anything more.
+fn is_tight(folder: &Path) -> bool {
+    // Some file systems have no fixed number of files, and say 0 of 0.
+    rustix::fs::statvfs(folder).is_ok_and(|found| {
+        found.f_bavail.saturating_mul(found.f_frsize) < TIGHT_BYTES
+            || (found.f_files > 0 && found.f_favail < TIGHT_FILES)
+    })
 }
 
 /// Where a tree is gathered.
@@ -113,17 +125,10 @@ impl ArtifactTree {
             }
             _ => {}
         }
-        match Self::make(folder, partial.clone(), limits) {
+        if is_tight(folder) {
             // It may be the earlier try that takes up the room.
-            Err(ArtifactError::Io { source, .. }) if is_full(&source) => {
-                Self::remove_abandoned(folder);
-                Self::make(folder, partial, limits)
-            }
-            made => made,
+            Self::remove_abandoned(folder);
         }
-    }
-
-    fn make(folder: &Path, partial: PathBuf, limits: ArchiveLimits) -> Result<Self, ArtifactError> {
         let io = |doing| move |source: io::Error| ArtifactError::Io { path: PARTIAL.to_owned(), doing, source };
         fs::create_dir_all(&partial).map_err(io("making the folder"))?;
         let manifest = Manifest::begin(folder.join(LIST)).map_err(io("beginning artifacts.sha256"))?;
@@ -336,8 +341,6 @@ impl ArtifactTree {
             self.remove(&current.path)?;
         }
         let folder = self.partial.parent().unwrap_or(Path::new("/"));
-        // Nobody may come after this one who removes what is left of them; and the sync need not write it.
-        Self::remove_abandoned(folder);
         let artifacts = folder.join("artifacts");
         match fs::remove_dir_all(&artifacts) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(io("removing an earlier tree")(error)),
@@ -348,7 +351,10 @@ impl ArtifactTree {
             File::open(&self.partial).and_then(|folder| Ok(rustix::fs::syncfs(folder)?)).map_err(io("syncing"))?;
         }
         fs::rename(&self.partial, &artifacts).map_err(io("naming the folder"))?;
-        self.manifest.finish().and_then(|()| File::open(folder)?.sync_all()).map_err(io("writing artifacts.sha256"))
+        self.manifest.finish().and_then(|()| File::open(folder)?.sync_all()).map_err(io("writing artifacts.sha256"))?;
+        // Nobody may come after this one who removes what is left of others.
+        Self::remove_abandoned(folder);
+        Ok(())
     }
 }
 
@@ -363,10 +369,6 @@ struct Manifest {
 
 impl Manifest {
     fn begin(path: PathBuf) -> io::Result<Self> {
-        // Of a process that died; who began this one holds the runtime's lock.
-        for left in temporaries_beside(&path) {
-            fs::remove_file(left)?;
-        }
         let temporary = temporary_beside(&path);
         let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&temporary)?;
         Ok(Self { path, temporary, file: BufWriter::new(file) })

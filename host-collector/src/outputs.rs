@@ -11,6 +11,8 @@ use serde_json::Value;
 
 use crate::error::Error;
 use crate::journal::{self, Body, Follower, HostRecord, View};
+use crate::state_dir::is_stale_temporary;
+use crate::words::deceives;
 
 mod copy;
 
@@ -69,8 +71,7 @@ impl Said {
     // Invariant 5: whatever the guest sends, this much of it is taken.
     fn of(details: &Value) -> Self {
         let names = details.get("full").and_then(Value::as_array).into_iter().flatten().filter_map(Value::as_str);
-        let fits =
-            |name: &&str| (1..=Self::MAX_FULL_BYTES).contains(&name.len()) && !name.chars().any(char::is_control);
+        let fits = |name: &&str| (1..=Self::MAX_FULL_BYTES).contains(&name.len()) && !name.chars().any(deceives);
         let names = names.filter(fits);
         Self {
             // Of a signal that exists.
@@ -85,21 +86,14 @@ impl Said {
     }
 }
 
-/// Removes what writers that died left of files that they were about to replace. The caller holds the runtime's lock.
-pub(crate) fn remove_stale(outputs: &Path) -> io::Result<()> {
-    for entry in fs::read_dir(outputs)? {
-        let entry = entry?;
-        let name = entry.file_name();
-        let mut parts = name.to_str().unwrap_or_default().rsplit('.');
-        // `.NAME.PROCESS.COUNT.new`: one of a process that lives is being written.
-        if let (Some("new"), Some(_), Some(process)) = (parts.next(), parts.next(), parts.next())
-            && process.parse::<u32>().is_ok()
-            && !Path::new("/proc").join(process).exists()
-        {
-            fs::remove_file(entry.path())?;
+/// Removes what writers that died left of files that they were about to replace. The caller holds the runtime's lock. Best
+/// effort: what stays is in nobody's way. Folders are [`ArtifactTree`](crate::artifacts::ArtifactTree)'s.
+pub(crate) fn remove_stale(outputs: &Path) {
+    for entry in fs::read_dir(outputs).into_iter().flatten().flatten() {
+        if entry.file_name().to_str().is_some_and(is_stale_temporary) {
+            let _ = fs::remove_file(entry.path());
         }
     }
-    Ok(())
 }
 
 /// A guest's words are quoted as far as records are, which leaves the verdict one that its readers take, and that finds room on

@@ -70,7 +70,6 @@ fn way_out(error: &io::Error) -> &'static str {
         io::ErrorKind::PermissionDenied
         | io::ErrorKind::ReadOnlyFilesystem
         | io::ErrorKind::NotADirectory
-        | io::ErrorKind::NotFound
         | io::ErrorKind::AlreadyExists => ": name a writable folder with --state-dir",
         io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
             ": free some space there, or name another folder with --state-dir"
@@ -407,15 +406,28 @@ pub(crate) fn replace(path: &Path, bytes: &[u8]) -> Result<(), StateDirError> {
 
 /// A name that nobody else uses, for what is to take another's place.
 pub(crate) fn temporary_beside(path: &Path) -> PathBuf {
-    // Counted from the time on: a collector in a container that is started again has the process number of the one before it,
-    // and what that one left.
-    static COUNT: LazyLock<AtomicU64> = LazyLock::new(|| {
-        let since_epoch = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-        AtomicU64::new(u64::try_from(since_epoch.as_nanos()).unwrap_or(0))
-    });
-    let (process, count) = (std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
+    static COUNT: AtomicU64 = AtomicU64::new(0);
+    let (process, count) = (std::process::id(), FIRST_COUNT.saturating_add(COUNT.fetch_add(1, Ordering::Relaxed)));
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     path.with_file_name(format!(".{name}.{process}.{count}.new"))
+}
+
+/// Where this process begins to count: a collector in a container that is started again has the process number of the one
+/// before it, and finds what that one left.
+static FIRST_COUNT: LazyLock<u64> = LazyLock::new(|| {
+    let since_epoch = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since_epoch.as_nanos()).unwrap_or(0)
+});
+
+/// Whether it is such a name, `.NAME.PROCESS.COUNT.new`, that nobody is going to use any more.
+pub(crate) fn is_stale_temporary(name: &str) -> bool {
+    let mut parts = name.rsplit('.');
+    let (Some("new"), Some(count), Some(process)) = (parts.next(), parts.next(), parts.next()) else { return false };
+    let (Ok(count), Ok(process)) = (count.parse::<u64>(), process.parse::<u32>()) else { return false };
+    if process == std::process::id() {
+        return count < *FIRST_COUNT;
+    }
+    !Path::new("/proc").join(process.to_string()).exists()
 }
 
 /// What stands beside `path` under such a name.
@@ -528,6 +540,21 @@ mod tests {
         assert_eq!(runtime.driver(), Some(std::process::id()));
         drop(lock);
         assert_eq!(runtime.driver(), None);
+    }
+
+    #[test]
+    fn a_temporary_is_stale_once_nobody_is_going_to_use_it() {
+        let own = temporary_beside(Path::new("/x/verdict.json"));
+        assert!(!is_stale_temporary(own.file_name().unwrap().to_str().unwrap()));
+        // A collector in a container that is started again.
+        assert!(is_stale_temporary(&format!(".verdict.json.{}.7.new", std::process::id())));
+        // No machine has a process of that number.
+        assert!(is_stale_temporary(".verdict.json.4194305.7.new"));
+        assert!(!is_stale_temporary(&format!(".verdict.json.1.{}.new", *FIRST_COUNT)), "somebody else's, who lives");
+        for another in ["verdict.json", ".verdict.json.4194305.new", ".verdict.json.x.7.new", ".verdict.4194305.7.old"]
+        {
+            assert!(!is_stale_temporary(another), "{another}");
+        }
     }
 
     #[test]

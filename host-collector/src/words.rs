@@ -3,10 +3,13 @@
 /// Characters of what was said that are shown.
 pub(crate) const MAX_SHOWN_CHARS: usize = 300;
 
-/// Whether a character moves a terminal's cursor, changes the order in which others are seen, or is not seen itself.
+/// Whether a character moves a terminal's cursor, breaks a line, changes the order in which others are seen, or is not seen
+/// itself: Unicode's controls, its formatting characters, and its separators of lines.
 pub fn deceives(c: char) -> bool {
     c.is_control()
-        || matches!(c, '\u{61c}' | '\u{200b}'..='\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+        || matches!(c, '\u{ad}' | '\u{600}'..='\u{605}' | '\u{61c}' | '\u{6dd}' | '\u{70f}' | '\u{180e}')
+        || matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}')
+        || matches!(c, '\u{feff}' | '\u{fff9}'..='\u{fffb}' | '\u{e0000}'..='\u{e007f}')
 }
 
 /// The beginning of what was said, in one line that says nothing to a terminal.

@@ -122,6 +122,34 @@ fn a_collector_killed_while_it_ends_a_job_keeps_to_its_end() {
     }
 }
 
+/// Invariants 4 and 7: whatever a collector that died was about to put in its place keeps nobody from going on.
+#[test]
+fn what_a_dead_collector_was_writing_is_in_nobodys_way() {
+    let stage = Stage::new("debris");
+    let spec =
+        stage.spec(&format!("pika-guest ready; echo done > $PIKA_CLOUD_DIR/artifacts/done; {}; exit 3", Stage::gate()));
+    let running = stage.start(&spec);
+    stage.wait_ready(&spec);
+    running.kill();
+    // No machine has a process of that number.
+    let outputs = stage.runtime(&spec).join("1");
+    let debris = |name: &str| outputs.join(format!(".{name}.4194305.7.new"));
+    std::fs::create_dir_all(debris("artifacts.partial").join("folder")).unwrap();
+    std::fs::write(debris("artifacts.partial").join("folder/file"), "half").unwrap();
+    std::fs::create_dir_all(outputs.join("artifacts.partial/folder")).unwrap();
+    for file in ["artifacts.sha256", "events.jsonl", "verdict.json"] {
+        std::fs::write(debris(file), "half").unwrap();
+    }
+    let again = stage.start(&spec);
+    stage.open_gate(&spec);
+    again.finish().expect(3);
+    assert_eq!(stage.outputs(&spec).artifacts(), ["done"]);
+    let left: Vec<_> = std::fs::read_dir(&outputs).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    let is_debris = |name: &std::ffi::OsString| name.to_string_lossy().starts_with('.') || name == "artifacts.partial";
+    assert!(!left.iter().any(is_debris), "{left:?}");
+    stage.check_nothing_left(&spec);
+}
+
 /// Invariant 1: the stream is a mirror; losing it loses nothing.
 #[test]
 fn a_killed_stream_is_resumed_without_a_hole() {

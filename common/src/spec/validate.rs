@@ -7,7 +7,7 @@ use std::path::{Component, Path};
 use super::policy::Policies;
 use super::types::{InstanceType, Mount, MountKind, MountMode, Paths, RuntimeSpec, Watchdogs};
 use crate::glob::{GlobError, Globs};
-use crate::limits::{MAX_ENV_BYTES, MAX_START_BYTES};
+use crate::limits::{MAX_ENV_BYTES, MAX_GLOBS, MAX_START_BYTES};
 use crate::paths as contract;
 
 /// A field that cannot be used.
@@ -282,7 +282,9 @@ fn policies(policies: &Policies, problems: &mut Problems) {
     problems.order("policies.restart_backoff_cap_secs", cap, "policies.restart_backoff_secs", backoff);
     problems.range("policies.debug_keep_secs", policies.debug_keep_secs, 1, MAX_SECS);
     let globs = &policies.output_collection.artifact_globs;
-    problems.check(globs.len() <= 256, "policies.output_collection.artifact_globs", "must be at most 256 patterns");
+    if globs.len() > MAX_GLOBS {
+        problems.add("policies.output_collection.artifact_globs", format!("must be at most {MAX_GLOBS} patterns"));
+    }
     for (index, glob) in globs.iter().enumerate() {
         let path = format!("policies.output_collection.artifact_globs[{index}]");
         match Globs::parse([glob.as_str()].into_iter()) {
@@ -290,7 +292,7 @@ fn policies(policies: &Policies, problems: &mut Problems) {
             read => problems.check(
                 read.is_ok() && !glob.chars().any(char::is_control),
                 &path,
-                "must be a pattern relative to artifacts/, without `..`",
+                "must be a pattern relative to artifacts/, without `..` and control characters",
             ),
         }
     }

@@ -226,7 +226,9 @@ impl Files {
     /// Begins an archive.
     pub(super) fn archive(&mut self, asked: &Archive) -> Refused<()> {
         let Some(open) = &mut self.open else { return Err(not_open()) };
-        let artifacts = open.folder.child(paths::ARTIFACTS_DIR).map_err(|error| refusal(ErrorCode::Archive, &error))?;
+        // Where nothing is asked for, what is wrong with the folder is in nobody's way.
+        let artifacts = if asked.globs.is_empty() { Ok(None) } else { open.folder.child(paths::ARTIFACTS_DIR) };
+        let artifacts = artifacts.map_err(|error| refusal(ErrorCode::Archive, &error))?;
         let archiver = Archiver::new(artifacts.map(Folder::into_fd), asked);
         open.archive = Some(archiver.map_err(|error| refusal(ErrorCode::Archive, &error))?);
         Ok(())

@@ -195,6 +195,8 @@ impl Door {
         self.complained = false;
         self.pauses = Pauses::NEW;
         self.due = None;
+        // Dials of an earlier listener went with it.
+        self.own_ports.clear();
         self.state = State::Unheard(listener, None);
         self.dial_self(now);
     }

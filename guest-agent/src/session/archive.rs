@@ -3,8 +3,8 @@
 //! ```text
 //!   walk ── folder ──► entry {folder}
 //!        ── file ────► entry {offset 0} chunk, entry {offset n} chunk, … entry {…, digest} last chunk
-//!        ── odd ─────► notice {skipped}, the first hundred; the rest is counted
-//!        ── end, or a limit ──► notice {archive_done}
+//!        ── odd, lost ► notice {skipped}, the first hundred; the rest is counted
+//!        ── end, or the limit of files ──► notice {archive_done}, with the first thing that was lost
 //! ```
 //!
 //! A file that shrinks meanwhile ends early, with the digest of what was sent; one that grows is cut at the size that it
@@ -23,6 +23,9 @@ use crate::ledger::read_at;
 
 /// Notices of entries that are left out; more are counted.
 const MAX_SKIP_NOTICES: u64 = 100;
+
+/// Of the path of what is missing.
+const MAX_TOLD_PATH_CHARS: usize = 160;
 /// The bits of a mode that are sent.
 const PERMISSIONS: u32 = 0o7777;
 
@@ -35,6 +38,9 @@ pub struct Archiver {
     files: u64,
     bytes: u64,
     skipped: u64,
+    /// Files that do not fit: they count as those that do, so that a walk through all that there is takes no more time than
+    /// what was asked for.
+    unfit: u64,
     /// The first thing that was asked for and is not in it, and why.
     problem: Option<String>,
 }
@@ -52,7 +58,7 @@ impl Archiver {
         let globs = Globs::parse(asked.globs.iter().map(String::as_str))?;
         let walk = root.map(|root| Walk::new(root, globs, asked.after.as_deref()));
         let limits = asked.limits;
-        Ok(Self { walk, limits, sending: None, files: 0, bytes: 0, skipped: 0, problem: None })
+        Ok(Self { walk, limits, sending: None, files: 0, bytes: 0, skipped: 0, unfit: 0, problem: None })
     }
 
     /// Appends a piece to `out`; says whether there is more.
@@ -79,7 +85,7 @@ impl Archiver {
     }
 
     fn send_folder(&mut self, path: String, stat: Stat, out: &mut Vec<u8>) -> bool {
-        if self.files >= self.limits.max_files {
+        if self.is_full() {
             return self.stop(out);
         }
         self.files += 1;
@@ -90,12 +96,13 @@ impl Archiver {
     }
 
     fn begin_file(&mut self, path: String, fd: OwnedFd, stat: Stat, out: &mut Vec<u8>) -> bool {
-        if self.files >= self.limits.max_files {
+        if self.is_full() {
             return self.stop(out);
         }
         let size = u64::try_from(stat.st_size).unwrap_or(0);
         if size > MAX_COUNT || size > self.limits.max_bytes.saturating_sub(self.bytes) {
             // One that is smaller may fit.
+            self.unfit += 1;
             self.lose(path, &format!("it does not fit limits.artifact_bytes ({})", self.limits.max_bytes), out);
             return true;
         }
@@ -135,9 +142,16 @@ impl Archiver {
 
     fn lose(&mut self, path: String, reason: &str, out: &mut Vec<u8>) {
         if self.problem.is_none() {
-            self.problem = Some(format!("`{path}`: {reason}"));
+            // What is told is short, and the reason is not to be cut off.
+            let end = path.char_indices().nth(MAX_TOLD_PATH_CHARS).map(|(end, _)| end);
+            let told = end.map_or_else(|| path.clone(), |end| format!("{}…", &path[..end]));
+            self.problem = Some(format!("`{told}`: {reason}"));
         }
         self.skip(path, reason, out);
+    }
+
+    fn is_full(&self) -> bool {
+        self.files + self.unfit >= self.limits.max_files
     }
 
     fn skip(&mut self, path: String, reason: &str, out: &mut Vec<u8>) {
@@ -147,9 +161,10 @@ impl Archiver {
         }
     }
 
-    /// No more files: a walk through all that there is would take the time that is for what was asked for.
+    /// No more files.
     fn stop(&mut self, out: &mut Vec<u8>) -> bool {
-        self.problem = Some(format!("there are more than limits.artifact_files ({})", self.limits.max_files));
+        let more = format!("there are more than limits.artifact_files ({})", self.limits.max_files);
+        self.problem.get_or_insert(more);
         self.end(out)
     }
 

@@ -80,7 +80,10 @@ impl Walk {
         let places = globs.start();
         let after = after.map_or_else(Vec::new, |path| path.split('/').map(str::to_owned).collect());
         let mut walk = Self { globs, levels: Vec::new(), path: String::new(), held: 0 };
-        walk.descend(root, places, after);
+        // Where nothing can match, what is wrong with the folder is in nobody's way.
+        if walk.globs.may_match_below(&places) {
+            walk.descend(root, places, after);
+        }
         walk
     }
 
@@ -118,10 +121,12 @@ impl Walk {
         let mut entries = RawDir::new(level.folder.as_fd(), &mut buffer);
         loop {
             match entries.next() {
-                None => {
+                // A folder that was removed meanwhile has no names.
+                None | Some(Err(Errno::NOENT)) => {
                     level.listing = false;
                     break;
                 }
+                Some(Err(Errno::INTR)) => {}
                 Some(Err(_)) => {
                     problem = Some("it cannot be listed");
                     level.listing = false;
@@ -235,7 +240,8 @@ impl Walk {
                 self.descend(folder, places, after);
                 found
             }
-            Err(Errno::NOENT | Errno::LOOP | Errno::NOTDIR) => Step::Odd(self.path.clone(), GONE),
+            Err(Errno::NOENT | Errno::LOOP | Errno::NOTDIR) if matched => Step::Odd(self.path.clone(), GONE),
+            Err(Errno::NOENT | Errno::LOOP | Errno::NOTDIR) => Step::More,
             Err(_) => Step::Lost(self.path.clone(), "it cannot be opened"),
         }
     }
@@ -262,4 +268,34 @@ impl Names {
 
 fn span(bytes: &[u8], (from, to): (u32, u32)) -> &[u8] {
     &bytes[from as usize..to as usize]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A workload's own children may still be at work when its outputs are collected.
+    #[test]
+    fn a_folder_that_vanishes_is_no_loss() {
+        let root = tempfile::tempdir().unwrap();
+        std::fs::create_dir_all(root.path().join("a")).unwrap();
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let fd = fs::open(root.path(), flags, Mode::empty()).unwrap();
+        let mut walk = Walk::new(fd, Globs::parse(["**"].into_iter()).unwrap(), None);
+        let mut steps = 0;
+        loop {
+            match walk.step() {
+                Step::Folder(path, _) => {
+                    assert_eq!(path, "a");
+                    // It is open by now, and not listed yet.
+                    std::fs::remove_dir(root.path().join("a")).unwrap();
+                }
+                Step::More => {}
+                Step::End => break,
+                other => panic!("{other:?}"),
+            }
+            steps += 1;
+        }
+        assert!(steps > 2 && !root.path().join("a").exists());
+    }
 }

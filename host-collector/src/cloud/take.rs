@@ -8,6 +8,7 @@ use tokio::sync::mpsc;
 
 use super::registry::Driving;
 use super::{Cloud, Rerun};
+use crate::artifacts::ArtifactTree;
 use crate::driver::{Driver, IncusBackend, Parts, Until};
 use crate::error::Error;
 use crate::incus::Image;
@@ -182,7 +183,9 @@ impl Cloud {
         let id = &spec.identity.runtime_id;
         let outputs = folder.incarnation(records.view().incarnation);
         crate::state_dir::make_folder(&outputs)?;
-        crate::outputs::remove_stale(&outputs).map_err(|source| Error::Outputs { path: outputs, source })?;
+        crate::outputs::remove_stale(&outputs);
+        // What a guest filled may take a while to remove, and nothing waits for it.
+        tokio::task::spawn_blocking(move || ArtifactTree::remove_abandoned(&outputs));
         if let Some(command) = self.state.take_request(id) {
             // Before anything else, so that nothing is started any more.
             records.host(HostRecord::Command { command }, self.clock.now());

@@ -38,6 +38,13 @@ pub struct Commit {
     pub finishes: bool,
 }
 
+impl Commit {
+    /// Bytes of its records and logs.
+    pub(crate) fn bytes(&self) -> u64 {
+        (self.records.len() + self.logs.iter().map(|log| log.bytes.len()).sum::<usize>()) as u64
+    }
+}
+
 /// Bytes for one of an incarnation's log files.
 #[derive(Debug)]
 pub struct LogBytes {

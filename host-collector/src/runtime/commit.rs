@@ -6,7 +6,7 @@ use std::time::Duration;
 use pika_cloud_common::wire::{Ack, HostMessage};
 
 use super::{Call, Core, Effect};
-use crate::journal::HostRecord;
+use crate::journal::{Commit, HostRecord};
 use crate::machine::{Guest, Input};
 use crate::session::Session;
 
@@ -27,7 +27,7 @@ pub(super) struct Batch {
     opens_session: bool,
     /// What the guest may forget then, of the stream of that name.
     ack: Option<(String, Ack)>,
-    /// Bytes of its records.
+    /// Bytes of its records and logs.
     bytes: u64,
     /// It holds a verdict, or what follows one, and may use the room that is kept for those.
     last: bool,
@@ -151,7 +151,7 @@ impl Core {
             let mut batch = std::mem::take(&mut self.next_commit);
             let cursor = self.records.view().cursor.as_ref();
             batch.ack = cursor.map(|c| (c.stream_id.clone(), Ack { seq: c.seq, logs: c.logs.clone() }));
-            batch.bytes = commit.as_ref().map_or(0, |commit| commit.records.len() as u64);
+            batch.bytes = commit.as_ref().map_or(0, Commit::bytes);
             match commit {
                 Some(commit) => {
                     self.in_commit = Some(batch);

@@ -41,7 +41,7 @@ pub(crate) async fn inspect(cloud: &Cloud, id: &str, json: bool) -> Result<ExitC
         match value {
             Value::Null if name == "driven_by" && !view.is_settled() => {
                 print::line(&format!(
-                    "{name:<16} nobody: `pika-cloud run SPEC` or `pika-cloud reconcile` goes on with it"
+                    "{name:<16} nobody on this machine: `pika-cloud run SPEC` or `pika-cloud reconcile` goes on with it"
                 ));
             }
             Value::Null => {}

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use pika_cloud_common::RuntimeSpec;
 use pika_cloud_common::verdict::EXIT_CANCELLED;
 use pika_host_collector::{Cloud, Ensured, Error, Rerun};
+use rustix::fs::Access;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
@@ -76,19 +77,23 @@ pub(crate) async fn run(cloud: &Cloud, args: &Run, json: bool) -> Result<ExitCod
     let spec = read_spec(&args.spec)?;
     let id = spec.identity.runtime_id.clone();
     if let Some(output) = &args.output {
-        // What is wrong with it is told before a job is run for it.
-        std::fs::create_dir_all(output).map_err(|error| {
-            Failure::Other(format!("{}: {error}: name a folder that can be made, by --output", output.display()))
-        })?;
+        make_output(output)?;
     }
     let rerun = if args.again { Rerun::Again } else { Rerun::Answer };
     let what = if json { What::Json } else { What::All };
     let began = Instant::now();
     let (cancel, wish) = watch::channel(false);
     let mut wishes = Wishes::new()?;
-    // One that is over is answered, once it is known to be of this spec.
-    let is_over = rerun == Rerun::Answer && cloud.view(&id).is_ok_and(|view| view.is_settled());
-    let shown = (!is_over).then(|| tokio::spawn(show_beside(cloud.clone(), id.clone(), what, began)));
+    let shown = match cloud.view(&id).ok() {
+        // It is answered, once it is known to be of this spec.
+        Some(view) if view.is_settled() && rerun == Rerun::Answer => None,
+        Some(view) if view.is_settled() => Some(view.incarnation + 1),
+        Some(view) => Some(view.incarnation.max(1)),
+        None => Some(1),
+    }
+    .map(|incarnation| {
+        tokio::spawn(show_beside(cloud.clone(), id.clone(), Follow { what, since: began, incarnation, stay: true }))
+    });
     let running = cloud.run(&spec, rerun, wish);
     tokio::pin!(running);
     let verdict = loop {
@@ -118,8 +123,10 @@ pub(crate) async fn run(cloud: &Cloud, args: &Run, json: bool) -> Result<ExitCod
                 shown.abort();
             }
             // What was collected is here, whatever became of the instance.
-            if let (Some(output), Error::NotDestroyed { verdict: Some(_), .. }) = (&args.output, &error) {
-                copy_outputs(cloud, &id, output)?;
+            if let (Some(output), Error::NotDestroyed { verdict: Some(_), .. }) = (&args.output, &error)
+                && let Err(failure) = copy_outputs(cloud, &id, output)
+            {
+                print::error(&failure.to_string());
             }
             return Err(error.into());
         }
@@ -128,10 +135,16 @@ pub(crate) async fn run(cloud: &Cloud, args: &Run, json: bool) -> Result<ExitCod
         // The last lines are on their way: what is shown comes from the journal, and that is complete.
         Some(shown) => drop(tokio::time::timeout(LAST_LINES, shown).await),
         None if json => {
-            follow(cloud, &id, Follow { what, since: began, incarnation: verdict.incarnation, stay: false }).await?;
+            // What is shown does not change the job's code.
+            let from = Follow { what, since: began, incarnation: verdict.incarnation, stay: false };
+            if let Err(failure) = follow(cloud, &id, from).await {
+                print::error(&failure.to_string());
+            }
         }
         None => {
-            let message = format!("already ended: {}; --again runs it anew", verdict_line(&verdict));
+            let missing = verdict.evidence.collection.as_ref().and_then(|collection| collection.error.as_deref());
+            let missing = missing.map_or_else(String::new, |error| format!("; its outputs are not all here: {error}"));
+            let message = format!("already ended: {}{missing}; --again runs it anew", verdict_line(&verdict));
             print::phase(began.elapsed(), verdict.outcome.name(), &message);
         }
     }
@@ -147,18 +160,22 @@ fn copy_outputs(cloud: &Cloud, id: &str, output: &Path) -> Result<(), Failure> {
     cloud.collect(id, output).map_err(|error| Failure::Other(kept(error)))
 }
 
+/// Makes the folder for the outputs: one that cannot be had is told before a job is run for it.
+fn make_output(output: &Path) -> Result<(), Failure> {
+    let access = Access::WRITE_OK | Access::EXEC_OK;
+    let made = std::fs::create_dir_all(output).and_then(|()| Ok(rustix::fs::access(output, access)?));
+    made.map_err(|error| {
+        Failure::Other(format!("{}: {error}: name a folder that can be written, by --output", output.display()))
+    })
+}
+
 /// Shows the runtime that is about to be begun, or goes on.
-async fn show_beside(cloud: Cloud, id: String, what: What, since: Instant) -> Result<(), Failure> {
-    let incarnation = match cloud.view(&id).ok() {
-        Some(view) if view.is_settled() => view.incarnation + 1,
-        Some(view) => view.incarnation.max(1),
-        None => 1,
-    };
+async fn show_beside(cloud: Cloud, id: String, from: Follow) -> Result<(), Failure> {
     // It may not have been begun yet.
-    while !cloud.view(&id).is_ok_and(|view| view.incarnation >= incarnation) {
+    while !cloud.view(&id).is_ok_and(|view| view.incarnation >= from.incarnation) {
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
-    follow(&cloud, &id, Follow { what, since, incarnation, stay: true }).await?;
+    follow(&cloud, &id, from).await?;
     Ok(())
 }
 

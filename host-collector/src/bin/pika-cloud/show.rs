@@ -137,13 +137,10 @@ pub(crate) fn verdict_line(verdict: &Verdict) -> String {
         }
         _ => String::new(),
     };
-    let missing = verdict.evidence.collection.as_ref().and_then(|collection| collection.error.as_deref());
-    let mut line = format!("{}{code}", verdict.message);
-    for more in verdict.evidence.error.as_deref().into_iter().chain(missing.map(|_| "its outputs are not all here")) {
-        line.push_str(": ");
-        line.push_str(more);
+    match &verdict.evidence.error {
+        Some(error) => format!("{}{code}: {error}", verdict.message),
+        None => format!("{}{code}", verdict.message),
     }
-    line
 }
 
 /// Follows a runtime from an incarnation on until the last one is over; `stay` says whether to wait for what comes.
