@@ -240,7 +240,8 @@ fn what_is_missing_is_told() {
     // A host keeps 300 characters.
     assert!(told.ends_with(&format!("ü…`: {reason}")) && told.chars().count() < 300, "{told}");
     // Those that do not fit are looked at, too.
-    assert_eq!(problem(&|_| (), 2, 3), "`a`: it does not fit limits.artifact_bytes (3)");
+    let both = "`a`: it does not fit limits.artifact_bytes (3); and there are more than limits.artifact_files (2)";
+    assert_eq!(problem(&|_| (), 2, 3), both);
 }
 
 /// What is wrong with a folder out of which nothing is wanted is no loss.

@@ -20,7 +20,7 @@ use pika_cloud_common::wire::{ArchiveLimits, Entry};
 use rustix::fs::{AtFlags, Mode, OFlags, ResolveFlags};
 use sha2::{Digest as _, Sha256};
 
-use crate::state_dir::{temporaries_beside, temporary_beside};
+use crate::state_dir::{is_our_temporary, temporaries_beside, temporary_beside};
 
 /// The archive cannot go on.
 #[derive(Debug, thiserror::Error)]
@@ -45,11 +45,12 @@ pub(crate) enum ArtifactError {
     },
 }
 
+fn is_full(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
+}
+
 fn way_out(error: &io::Error) -> &'static str {
-    match error.kind() {
-        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => ": free some space in the state dir",
-        _ => "",
-    }
+    if is_full(error) { ": free some space in the state dir" } else { "" }
 }
 
 /// Below this an earlier try is removed before the next one begins.
@@ -108,8 +109,8 @@ struct CurrentFile {
 }
 
 impl ArtifactTree {
-    /// Begins anew in `<folder>/artifacts.partial/`. An earlier try is out of the way at once, and still on the disk: removing
-    /// what a guest filled may take a while, and is for [`ArtifactTree::remove_abandoned`].
+    /// Begins anew in `<folder>/artifacts.partial/`. An earlier try is out of the way at once. It is still on the disk, where
+    /// there is room for both: removing what a guest filled may take a while, and is for [`ArtifactTree::remove_abandoned`].
     ///
     /// # Errors
     /// Where it cannot be made.
@@ -125,10 +126,21 @@ impl ArtifactTree {
             }
             _ => {}
         }
+        // It may be the earlier try that takes up the room.
         if is_tight(folder) {
-            // It may be the earlier try that takes up the room.
             Self::remove_abandoned(folder);
         }
+        match Self::make(folder, partial.clone(), limits) {
+            // A quota, for one, is not seen before.
+            Err(ArtifactError::Io { source, .. }) if is_full(&source) => {
+                Self::remove_abandoned(folder);
+                Self::make(folder, partial, limits)
+            }
+            made => made,
+        }
+    }
+
+    fn make(folder: &Path, partial: PathBuf, limits: ArchiveLimits) -> Result<Self, ArtifactError> {
         let io = |doing| move |source: io::Error| ArtifactError::Io { path: PARTIAL.to_owned(), doing, source };
         fs::create_dir_all(&partial).map_err(io("making the folder"))?;
         let manifest = Manifest::begin(folder.join(LIST)).map_err(io("beginning artifacts.sha256"))?;
@@ -150,11 +162,19 @@ impl ArtifactTree {
     }
 
     /// Removes the tries that were put aside, this process's and those of one that died meanwhile. Best effort: what stays
-    /// goes with the next try, with the end of this one, or with the folder.
+    /// goes with the next try, or with the folder. The caller's process holds the runtime's lock: a list of another one is dead.
     pub(crate) fn remove_abandoned(folder: &Path) {
         for aside in temporaries_beside(&folder.join(PARTIAL)) {
             let _ = fs::remove_dir_all(aside);
         }
+        for list in temporaries_beside(&folder.join(LIST)).filter(|list| !is_our_temporary(list)) {
+            let _ = fs::remove_file(list);
+        }
+    }
+
+    /// The folder in which it was begun.
+    pub(crate) fn folder(&self) -> PathBuf {
+        self.partial.parent().unwrap_or(Path::new("/")).to_owned()
     }
 
     /// Files that are whole.
@@ -340,7 +360,7 @@ impl ArtifactTree {
         if let Some(current) = &self.current {
             self.remove(&current.path)?;
         }
-        let folder = self.partial.parent().unwrap_or(Path::new("/"));
+        let folder = self.folder();
         let artifacts = folder.join("artifacts");
         match fs::remove_dir_all(&artifacts) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(io("removing an earlier tree")(error)),
@@ -351,10 +371,7 @@ impl ArtifactTree {
             File::open(&self.partial).and_then(|folder| Ok(rustix::fs::syncfs(folder)?)).map_err(io("syncing"))?;
         }
         fs::rename(&self.partial, &artifacts).map_err(io("naming the folder"))?;
-        self.manifest.finish().and_then(|()| File::open(folder)?.sync_all()).map_err(io("writing artifacts.sha256"))?;
-        // Nobody may come after this one who removes what is left of others.
-        Self::remove_abandoned(folder);
-        Ok(())
+        self.manifest.finish().and_then(|()| File::open(folder)?.sync_all()).map_err(io("writing artifacts.sha256"))
     }
 }
 

@@ -90,8 +90,9 @@ impl Said {
 /// effort: what stays is in nobody's way. Folders are [`ArtifactTree`](crate::artifacts::ArtifactTree)'s.
 pub(crate) fn remove_stale(outputs: &Path) {
     for entry in fs::read_dir(outputs).into_iter().flatten().flatten() {
-        if entry.file_name().to_str().is_some_and(is_stale_temporary) {
-            let _ = fs::remove_file(entry.path());
+        let path = entry.path();
+        if is_stale_temporary(&path) {
+            let _ = fs::remove_file(path);
         }
     }
 }

@@ -419,15 +419,23 @@ static FIRST_COUNT: LazyLock<u64> = LazyLock::new(|| {
     u64::try_from(since_epoch.as_nanos()).unwrap_or(0)
 });
 
-/// Whether it is such a name, `.NAME.PROCESS.COUNT.new`, that nobody is going to use any more.
-pub(crate) fn is_stale_temporary(name: &str) -> bool {
-    let mut parts = name.rsplit('.');
-    let (Some("new"), Some(count), Some(process)) = (parts.next(), parts.next(), parts.next()) else { return false };
-    let (Ok(count), Ok(process)) = (count.parse::<u64>(), process.parse::<u32>()) else { return false };
-    if process == std::process::id() {
-        return count < *FIRST_COUNT;
-    }
-    !Path::new("/proc").join(process.to_string()).exists()
+/// The process and the count of such a name, `.NAME.PROCESS.COUNT.new`.
+fn read_temporary(path: &Path) -> Option<(u32, u64)> {
+    let mut parts = path.file_name()?.to_str()?.rsplit('.');
+    let (Some("new"), Some(count), Some(process)) = (parts.next(), parts.next(), parts.next()) else { return None };
+    Some((process.parse().ok()?, count.parse().ok()?))
+}
+
+/// Whether this process gave the name.
+pub(crate) fn is_our_temporary(path: &Path) -> bool {
+    read_temporary(path).is_some_and(|(process, count)| process == std::process::id() && count >= *FIRST_COUNT)
+}
+
+/// Whether whoever gave the name is gone, as far as can be seen here.
+pub(crate) fn is_stale_temporary(path: &Path) -> bool {
+    let Some((process, _)) = read_temporary(path) else { return false };
+    let lives = || process != std::process::id() && Path::new("/proc").join(process.to_string()).exists();
+    !is_our_temporary(path) && !lives()
 }
 
 /// What stands beside `path` under such a name.
@@ -545,15 +553,16 @@ mod tests {
     #[test]
     fn a_temporary_is_stale_once_nobody_is_going_to_use_it() {
         let own = temporary_beside(Path::new("/x/verdict.json"));
-        assert!(!is_stale_temporary(own.file_name().unwrap().to_str().unwrap()));
+        assert!(is_our_temporary(&own) && !is_stale_temporary(&own));
+        let is_stale = |name: &str| is_stale_temporary(&Path::new("/x").join(name));
         // A collector in a container that is started again.
-        assert!(is_stale_temporary(&format!(".verdict.json.{}.7.new", std::process::id())));
+        assert!(is_stale(&format!(".verdict.json.{}.7.new", std::process::id())));
         // No machine has a process of that number.
-        assert!(is_stale_temporary(".verdict.json.4194305.7.new"));
-        assert!(!is_stale_temporary(&format!(".verdict.json.1.{}.new", *FIRST_COUNT)), "somebody else's, who lives");
+        assert!(is_stale(".verdict.json.4194305.7.new"));
+        assert!(!is_stale(&format!(".verdict.json.1.{}.new", *FIRST_COUNT)), "somebody else's, who lives");
         for another in ["verdict.json", ".verdict.json.4194305.new", ".verdict.json.x.7.new", ".verdict.4194305.7.old"]
         {
-            assert!(!is_stale_temporary(another), "{another}");
+            assert!(!is_stale(another), "{another}");
         }
     }
 

@@ -3,8 +3,8 @@
 /// Characters of what was said that are shown.
 pub(crate) const MAX_SHOWN_CHARS: usize = 300;
 
-/// Whether a character moves a terminal's cursor, breaks a line, changes the order in which others are seen, or is not seen
-/// itself: Unicode's controls, its formatting characters, and its separators of lines.
+/// Whether a character moves a terminal's cursor, breaks a line, changes the order in which others are seen, or is one of those
+/// that are not seen themselves: Unicode's controls, its separators of lines, and the formatting characters in common use.
 pub fn deceives(c: char) -> bool {
     c.is_control()
         || matches!(c, '\u{ad}' | '\u{600}'..='\u{605}' | '\u{61c}' | '\u{6dd}' | '\u{70f}' | '\u{180e}')
@@ -29,7 +29,7 @@ mod tests {
     #[test]
     fn what_is_shown_is_one_line_and_short() {
         assert_eq!(one_line(" a\u{1b}[2J\nb\n"), "a [2J b");
-        for hidden in ['\u{202e}', '\u{2067}', '\u{200f}', '\u{61c}', '\u{9b}'] {
+        for hidden in "\u{202e}\u{2067}\u{200f}\u{61c}\u{9b}\u{ad}\u{605}\u{180e}\u{2028}\u{2060}\u{206f}\u{feff}\u{fffb}\u{e0041}".chars() {
             assert_eq!(one_line(&format!("a{hidden}b")), "a b");
         }
         assert_eq!(one_line(&"x".repeat(5000)).len(), MAX_SHOWN_CHARS);

@@ -182,7 +182,7 @@ pub struct Archive {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct ArchiveLimits {
-    /// Files and folders. The archive ends with the last of them.
+    /// Files and folders, with the files that do not fit. The archive ends with the last of them.
     pub max_files: u64,
     /// Bytes of all files together. One that does not fit is left out; those behind it may.
     pub max_bytes: u64,

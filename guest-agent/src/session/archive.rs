@@ -164,7 +164,10 @@ impl Archiver {
     /// No more files.
     fn stop(&mut self, out: &mut Vec<u8>) -> bool {
         let more = format!("there are more than limits.artifact_files ({})", self.limits.max_files);
-        self.problem.get_or_insert(more);
+        self.problem = Some(match self.problem.take() {
+            Some(first) => format!("{first}; and {more}"),
+            None => more,
+        });
         self.end(out)
     }
 

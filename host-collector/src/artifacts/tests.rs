@@ -289,35 +289,40 @@ fn an_earlier_try_is_out_of_the_way_and_removed_afterwards() {
 }
 
 #[test]
-fn the_end_of_a_try_leaves_nothing_of_earlier_ones() {
+fn what_a_process_that_died_left_is_removed_and_what_comes_is_not() {
     let folder = TempDir::new().unwrap();
     let mut tree = begin(&folder);
-    send(&mut tree, "a/old", b"old").unwrap();
-    // As of a process that was killed behind the next try's beginning.
-    drop(tree);
-    fs::rename(folder.path().join(PARTIAL), folder.path().join(".artifacts.partial.4194305.7.new")).unwrap();
-    begin(&folder).finish().unwrap();
-    assert_eq!(tree_of(folder.path()), ["artifacts", "artifacts.sha256"]);
+    send(&mut tree, "a/new", b"new").unwrap();
+    fs::create_dir_all(folder.path().join(".artifacts.partial.4194305.7.new/a/b")).unwrap();
+    fs::write(folder.path().join(".artifacts.sha256.4194305.7.new"), "").unwrap();
+    ArtifactTree::remove_abandoned(folder.path());
+    tree.finish().unwrap();
+    assert_eq!(tree_of(folder.path()), ["artifacts", "artifacts.sha256", "artifacts/a", "artifacts/a/new"]);
 }
 
-/// What is in the way of the next try is what takes up its room.
+/// What is in the way of the next try is what takes up its room: names on one file system, bytes on the other.
 #[test]
 fn an_earlier_try_that_filled_the_disk_makes_room_for_the_next() {
+    for options in ["nr_inodes=1100", "size=20m"] {
+        fills_the_disk_and_tries_again(options);
+    }
+}
+
+fn fills_the_disk_and_tries_again(options: &str) {
     if !rustix::process::geteuid().is_root() {
         println!("skipped: only root can mount a tmpfs");
         return;
     }
     let folder = TempDir::new().unwrap();
-    let mounted =
-        Command::new("mount").args(["-t", "tmpfs", "-o", "nr_inodes=12", "tmpfs"]).arg(folder.path()).status();
+    let mounted = Command::new("mount").args(["-t", "tmpfs", "-o", options, "tmpfs"]).arg(folder.path()).status();
     assert!(mounted.unwrap().success());
-    let mut tree = begin(&folder);
-    let full = (0..20).find_map(|file| send(&mut tree, &file.to_string(), b"1").err()).unwrap();
-    let finished = {
-        drop(tree);
-        let again = ArtifactTree::begin(folder.path(), LIMITS);
-        again.and_then(|mut again| send(&mut again, "new", b"2").and_then(|()| again.finish()))
-    };
+    let limits = ArchiveLimits { max_files: 5000, max_bytes: 1 << 30 };
+    let piece = if options.starts_with("size") { vec![1; 1 << 20] } else { Vec::new() };
+    let mut tree = ArtifactTree::begin(folder.path(), limits).unwrap();
+    let full = (0..2000).find_map(|file| send(&mut tree, &file.to_string(), &piece).err()).unwrap();
+    drop(tree);
+    let again = ArtifactTree::begin(folder.path(), limits);
+    let finished = again.and_then(|mut again| send(&mut again, "new", &piece).and_then(|()| again.finish()));
     let found = finished.map(|()| tree_of(folder.path()));
     assert!(Command::new("umount").arg("-l").arg(folder.path()).status().unwrap().success());
     assert!(full.to_string().contains("free some space in the state dir"), "{full}");
@@ -424,6 +429,7 @@ fn an_earlier_tree_is_replaced_as_a_whole() {
     let mut second = begin(&folder);
     send(&mut second, "both", b"2").unwrap();
     second.finish().unwrap();
+    ArtifactTree::remove_abandoned(folder.path());
     assert_eq!(tree_of(folder.path()), ["artifacts", "artifacts.sha256", "artifacts/both"]);
     assert_eq!(read(&folder, "artifacts/both"), b"2");
     assert!(sha256sum(&folder));

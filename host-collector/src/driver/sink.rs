@@ -4,6 +4,7 @@ use std::future::Future;
 use std::time::Duration;
 
 use pika_cloud_common::wire::{ArchiveLimits, Entry};
+use tokio::time::Instant;
 
 use crate::artifacts::{ArtifactError, ArtifactTree};
 use crate::runtime::{Outputs, Stored};
@@ -30,7 +31,7 @@ impl Sink {
             Ok(tree) => self.tree = Some(tree),
             Err(error) => self.failed = Some(error.to_string()),
         }
-        // Nothing waits for it. So there may be as many on the disk as tries that a guest broke in the meantime: few, since a
+        // Nothing waits for it yet. So there may be as many on the disk as tries that a guest broke in the meantime: few, since a
         // collection counts those, and each within the spec's limits.
         tokio::task::spawn_blocking(move || ArtifactTree::remove_abandoned(&folder));
     }
@@ -48,15 +49,20 @@ impl Sink {
     pub(super) fn store(&mut self, within: Duration) -> impl Future<Output = Stored> + Send + 'static {
         let (tree, failed) = (self.tree.take(), self.failed.take());
         async move {
+            let deadline = Instant::now() + within;
             let Some(tree) = tree else { return Stored { problem: failed, ..Stored::default() } };
+            let folder = tree.folder();
             let (files, bytes) = (tree.files(), tree.bytes());
             let unended = tree.unended().map(|path| format!("{path}: the guest did not send its end: it is left out"));
             let finish = tokio::task::spawn_blocking(move || tree.finish());
-            let finished = match tokio::time::timeout(within, finish).await {
+            let finished = match tokio::time::timeout_at(deadline, finish).await {
                 Ok(Ok(finished)) => finished.err().map(|error| error.to_string()),
                 Ok(Err(panic)) => Some(panic.to_string()),
                 Err(_) => Some("the host's disk was not done within collect_secs".to_owned()),
             };
+            // Nobody may come after this one who removes what is left of others; what came is there all the same.
+            let tidy = tokio::task::spawn_blocking(move || ArtifactTree::remove_abandoned(&folder));
+            let _ = tokio::time::timeout_at(deadline, tidy).await;
             Stored { files, bytes, problem: failed.or(unended).or(finished) }
         }
     }

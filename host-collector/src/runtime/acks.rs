@@ -24,7 +24,7 @@ pub(super) struct Acks {
     said: Ack,
     /// All that is durable, of the stream of that name, where that is more.
     owed: Option<(String, Ack)>,
-    /// Bytes of events and logs that became durable since the last one.
+    /// Bytes of the journal and of logs that became durable since the last one.
     bytes: u64,
     /// When the next one may leave, where it says little.
     pause_until: Duration,

@@ -5,8 +5,8 @@ use std::path::Path;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-use pika_cloud_common::RuntimeSpec;
 use pika_cloud_common::verdict::EXIT_CANCELLED;
+use pika_cloud_common::{RuntimeSpec, Verdict};
 use pika_host_collector::{Cloud, Ensured, Error, Rerun};
 use rustix::fs::Access;
 use tokio::signal::unix::{SignalKind, signal};
@@ -84,14 +84,7 @@ pub(crate) async fn run(cloud: &Cloud, args: &Run, json: bool) -> Result<ExitCod
     let began = Instant::now();
     let (cancel, wish) = watch::channel(false);
     let mut wishes = Wishes::new()?;
-    let shown = match cloud.view(&id).ok() {
-        // It is answered, once it is known to be of this spec.
-        Some(view) if view.is_settled() && rerun == Rerun::Answer => None,
-        Some(view) if view.is_settled() => Some(view.incarnation + 1),
-        Some(view) => Some(view.incarnation.max(1)),
-        None => Some(1),
-    }
-    .map(|incarnation| {
+    let shown = first_to_show(cloud, &id, rerun).map(|incarnation| {
         tokio::spawn(show_beside(cloud.clone(), id.clone(), Follow { what, since: began, incarnation, stay: true }))
     });
     let running = cloud.run(&spec, rerun, wish);
@@ -134,19 +127,7 @@ pub(crate) async fn run(cloud: &Cloud, args: &Run, json: bool) -> Result<ExitCod
     match shown {
         // The last lines are on their way: what is shown comes from the journal, and that is complete.
         Some(shown) => drop(tokio::time::timeout(LAST_LINES, shown).await),
-        None if json => {
-            // What is shown does not change the job's code.
-            let from = Follow { what, since: began, incarnation: verdict.incarnation, stay: false };
-            if let Err(failure) = follow(cloud, &id, from).await {
-                print::error(&failure.to_string());
-            }
-        }
-        None => {
-            let missing = verdict.evidence.collection.as_ref().and_then(|collection| collection.error.as_deref());
-            let missing = missing.map_or_else(String::new, |error| format!("; its outputs are not all here: {error}"));
-            let message = format!("already ended: {}{missing}; --again runs it anew", verdict_line(&verdict));
-            print::phase(began.elapsed(), verdict.outcome.name(), &message);
-        }
+        None => show_answer(cloud, &id, &verdict, what, began).await,
     }
     if let Some(output) = &args.output {
         copy_outputs(cloud, &id, output)?;
@@ -167,6 +148,34 @@ fn make_output(output: &Path) -> Result<(), Failure> {
     made.map_err(|error| {
         Failure::Other(format!("{}: {error}: name a folder that can be written, by --output", output.display()))
     })
+}
+
+/// The incarnation that a run begins or goes on with; `None` where it is over, and is answered once it is known to be of the
+/// same spec.
+fn first_to_show(cloud: &Cloud, id: &str, rerun: Rerun) -> Option<u32> {
+    match cloud.view(id).ok() {
+        Some(view) if view.is_settled() && rerun == Rerun::Answer => None,
+        Some(view) if view.is_settled() => Some(view.incarnation + 1),
+        Some(view) => Some(view.incarnation.max(1)),
+        None => Some(1),
+    }
+}
+
+/// Shows what had ended before.
+async fn show_answer(cloud: &Cloud, id: &str, verdict: &Verdict, what: What, since: Instant) {
+    if what == What::Json {
+        // What is shown does not change the job's code.
+        let from = Follow { what, since, incarnation: verdict.incarnation, stay: false };
+        if let Err(failure) = follow(cloud, id, from).await {
+            print::error(&failure.to_string());
+        }
+        return;
+    }
+    let collection = verdict.evidence.collection.as_ref();
+    let missing = collection.and_then(|collection| collection.error.as_deref());
+    let missing = missing.map_or_else(String::new, |error| format!("; its outputs are not all here: {error}"));
+    let message = format!("already ended: {}{missing}; --again runs it anew", verdict_line(verdict));
+    print::phase(since.elapsed(), verdict.outcome.name(), &message);
 }
 
 /// Shows the runtime that is about to be begun, or goes on.
