@@ -242,7 +242,7 @@ pub enum Notice {
         /// Whether something is missing that was asked for: it is beyond a limit, or could not be had. Links and special files
         /// are not.
         truncated: bool,
-        /// What is missing, and why; the first such thing.
+        /// What is missing, and why: the first such thing, and whether there were too many files besides.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         problem: Option<String>,
     },

@@ -80,10 +80,7 @@ impl Walk {
         let places = globs.start();
         let after = after.map_or_else(Vec::new, |path| path.split('/').map(str::to_owned).collect());
         let mut walk = Self { globs, levels: Vec::new(), path: String::new(), held: 0 };
-        // Where nothing can match, what is wrong with the folder is in nobody's way.
-        if walk.globs.may_match_below(&places) {
-            walk.descend(root, places, after);
-        }
+        walk.descend(root, places, after);
         walk
     }
 
